@@ -1,0 +1,266 @@
+"""What types cannot say: clashes, capacities, and whether this machine can carry the configuration.
+
+Pure, apart from files that the configuration itself names. What the machine has comes in as a `Machine`, so
+that a test can be a machine with two cores and a thousand descriptors.
+"""
+
+import ipaddress
+import os
+import resource
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from .faults import ConfigError
+from .structs import CONNECTIONS_PER_WORKER, MAX_BACKENDS, MAX_MODELS, Backend, Config, Model
+
+_SPARE_DESCRIPTORS = 128
+_MAX_SOCKET_PATH_BYTES = 107
+_MAX_NAME_CHARS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a configuration is checked against: usable cores, and the most descriptors a process may have."""
+
+    cores: frozenset[int]
+    max_descriptors: int
+
+    @classmethod
+    def here(cls) -> "Machine":
+        """The machine and limits of this process."""
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        return cls(
+            cores=frozenset(os.sched_getaffinity(0)),
+            max_descriptors=2**31 if hard == resource.RLIM_INFINITY else hard,
+        )
+
+
+def descriptors(config: Config) -> int:
+    """How many file descriptors one worker may need at worst."""
+    upstream = sum(model.max_concurrent for model in config.models.values())
+    idle = config.upstream.connections.max_idle * sum(len(model.backends) for model in config.models.values())
+    return CONNECTIONS_PER_WORKER + upstream + idle + _SPARE_DESCRIPTORS
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check(name: str, config: Config, environ: Mapping[str, str], machine: Machine) -> None:
+    """Raise ConfigError for the first thing that cannot work; `name` is what the error calls the file."""
+    _Check(name, environ, machine).all(config)
+
+
+class _Check:
+    def __init__(self, name: str, environ: Mapping[str, str], machine: Machine) -> None:
+        self._name = name
+        self._environ = environ
+        self._machine = machine
+
+    def _fail(self, path: str, what: str, fix: str) -> ConfigError:
+        return ConfigError(self._name, path, what, fix)
+
+    def all(self, config: Config) -> None:
+        self._listeners(config)
+        self._workers(config)
+        self._limits(config)
+        self._names(config)
+        for name, model in config.models.items():
+            self._backends(f"$.models.{name}", model)
+        self._capacity(config)
+
+    def _listeners(self, config: Config) -> None:
+        listen, admin = config.listen, config.admin
+        if listen.port == admin.port:
+            raise self._fail(
+                "$.admin.port", f"{admin.port} is the API port too", "choose another, such as 9090"
+            )
+        if admin.key_env is None and admin.on_api_port:
+            raise self._fail("$.admin.on_api_port", "would be open to every client", "set `admin.key_env`")
+        if admin.key_env is None and not is_loopback(admin.host):
+            raise self._fail(
+                "$.admin.host",
+                f"{admin.host} can be reached from outside",
+                "set `admin.key_env`, or use 127.0.0.1",
+            )
+        self._secret("$.admin.key_env", admin.key_env)
+        if listen.uds is not None:
+            folder = os.path.dirname(listen.uds) or "."
+            if len(os.fsencode(listen.uds)) > _MAX_SOCKET_PATH_BYTES:
+                raise self._fail(
+                    "$.listen.uds", "longer than a socket's path may be (107 bytes)", "use a shorter path"
+                )
+            if not os.path.isdir(folder):
+                raise self._fail(
+                    "$.listen.uds", f"there is no folder {folder}", "create it, or use another path"
+                )
+        if listen.tls is not None:
+            self._readable("$.listen.tls.cert", listen.tls.cert)
+            self._readable("$.listen.tls.key", listen.tls.key)
+            try:
+                # An encrypted key would make OpenSSL ask the terminal.
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                context.load_cert_chain(listen.tls.cert, listen.tls.key, password=lambda: b"")
+            except (ssl.SSLError, ValueError, OSError) as fault:
+                reason = getattr(fault, "reason", None) or "not PEM, or encrypted"
+                raise self._fail(
+                    "$.listen.tls",
+                    f"certificate and key do not load ({reason})",
+                    "check that the key is the cert's",
+                ) from None
+
+    def _workers(self, config: Config) -> None:
+        workers = config.workers
+        if workers.cores is not None:
+            if not workers.cores:
+                raise self._fail("$.workers.cores", "an empty list", "name cores, or remove the key")
+            for core in workers.cores:
+                if core not in self._machine.cores:
+                    usable = ", ".join(map(str, sorted(self._machine.cores)))
+                    raise self._fail(
+                        "$.workers.cores", f"core {core} cannot be used here", f"usable: {usable}"
+                    )
+            if len(set(workers.cores)) < len(workers.cores):
+                raise self._fail("$.workers.cores", "a core is named twice", "name each once")
+            if workers.count != "auto" and workers.count > len(workers.cores):
+                raise self._fail(
+                    "$.workers.count",
+                    f"{workers.count} workers for {len(workers.cores)} cores",
+                    "lower it, or name more in `workers.cores`",
+                )
+        if workers.drain_timeout_s <= workers.drain_delay_s:
+            raise self._fail(
+                "$.workers.drain_timeout_s",
+                f"{workers.drain_timeout_s:g} s is over before `drain_delay_s` is",
+                "make it longer",
+            )
+
+    def _limits(self, config: Config) -> None:
+        limits, connections = config.limits, config.upstream.connections
+        for key, size in (("max_body", limits.max_body), ("max_response", limits.max_response)):
+            if size > limits.max_buffered:
+                raise self._fail(
+                    f"$.limits.{key}",
+                    "larger than `limits.max_buffered`",
+                    "lower it, or raise `max_buffered`",
+                )
+        if connections.min_idle > connections.max_idle:
+            raise self._fail(
+                "$.upstream.connections.min_idle", "larger than `max_idle`", "lower it, or raise `max_idle`"
+            )
+
+    def _names(self, config: Config) -> None:
+        if len(config.models) > MAX_MODELS:
+            raise self._fail("$.models", f"{len(config.models)} models, at most {MAX_MODELS}", "remove some")
+        owner: dict[str, str] = {}
+        for name in config.models:
+            self._a_name(f"$.models.{name}", name)
+        for name, model in config.models.items():
+            for index, alias in enumerate(model.aliases):
+                path = f"$.models.{name}.aliases[{index}]"
+                self._a_name(path, alias)
+                if alias in config.models:
+                    raise self._fail(path, f"{alias} is the name of a model", "use another alias")
+                if alias in owner:
+                    raise self._fail(
+                        path, f"{alias} is already an alias of {owner[alias]}", "keep one of them"
+                    )
+                owner[alias] = name
+
+    def _a_name(self, path: str, name: str) -> None:
+        if not name or len(name) > _MAX_NAME_CHARS or not name.isprintable() or name != name.strip():
+            raise self._fail(
+                path,
+                "not a model's name",
+                f"use 1 to {_MAX_NAME_CHARS} printable characters, no space at the ends",
+            )
+
+    def _backends(self, path: str, model: Model) -> None:
+        seen: set[str] = set()
+        for index, backend in enumerate(model.backends):
+            place = f"{path}.backends[{index}]"
+            self._url(f"{place}.url", backend.url)
+            self._secret(f"{place}.api_key_env", backend.api_key_env)
+            self._backend_tls(f"{place}.tls", backend)
+            plain = backend.url.rstrip("/")
+            if plain in seen:
+                raise self._fail(
+                    f"{place}.url", f"{plain} is given twice", "remove one, or give it more `weight`"
+                )
+            seen.add(plain)
+
+    def _url(self, path: str, url: str) -> None:
+        if any(c <= " " or c > "~" for c in url):
+            raise self._fail(
+                path, "a space or a character that is not ASCII", "percent-encode it or remove it"
+            )
+        if url.startswith("unix:"):
+            if not url.startswith("unix:///") or len(url) < len("unix:///x"):
+                raise self._fail(path, "not a socket's path", "write unix:///run/vllm.sock")
+            return
+        parts = urlsplit(url)
+        try:
+            port = parts.port
+        except ValueError:
+            port = 0
+        if parts.scheme not in ("http", "https"):
+            raise self._fail(
+                path, "not http, https or unix", f"write http://{url.partition('://')[2] or url}"
+            )
+        if not parts.hostname or port == 0:
+            raise self._fail(path, "no host, or no such port", "write http://host:8000")
+        if "@" in parts.netloc:
+            raise self._fail(
+                path, "a user or password in a URL", "put the key in a variable and name it in `api_key_env`"
+            )
+        if parts.query or parts.fragment:
+            raise self._fail(path, "a query in a backend's URL", "end it after the path")
+        if parts.path.rstrip("/").endswith("/v1"):
+            raise self._fail(path, "ends in /v1, which every request's path has already", "remove /v1")
+
+    def _backend_tls(self, path: str, backend: Backend) -> None:
+        if backend.tls is None:
+            return
+        if not backend.url.startswith("https:"):
+            raise self._fail(path, "the URL is not https", "write https:// in the URL, or remove `tls`")
+        if backend.tls.ca is not None:
+            self._readable(f"{path}.ca", backend.tls.ca)
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(backend.tls.ca)
+            except (ssl.SSLError, OSError):
+                raise self._fail(
+                    f"{path}.ca", "not a PEM file of certificates", "name another file"
+                ) from None
+
+    def _secret(self, path: str, variable: str | None) -> None:
+        if variable is not None and not self._environ.get(variable):
+            raise self._fail(path, f"environment variable {variable} is not set", "set it before starting")
+
+    def _readable(self, path: str, file: str) -> None:
+        try:
+            with open(file, "rb") as opened:
+                opened.read(1)
+        except OSError as fault:
+            raise self._fail(
+                path, f"cannot read {file}: {fault.strerror}", "correct the path or its rights"
+            ) from None
+
+    def _capacity(self, config: Config) -> None:
+        backends = sum(len(model.backends) for model in config.models.values())
+        if backends > MAX_BACKENDS:
+            raise self._fail("$.models", f"{backends} backends in all, at most {MAX_BACKENDS}", "remove some")
+        needed = descriptors(config)
+        if needed > self._machine.max_descriptors:
+            raise self._fail(
+                "$.models",
+                f"a worker may need {needed} file descriptors and gets {self._machine.max_descriptors}",
+                "lower `max_concurrent` or `max_idle`, or raise the hard limit (ulimit -Hn, LimitNOFILE)",
+            )

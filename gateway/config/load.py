@@ -1,0 +1,63 @@
+"""Reading a configuration: file or text, to a checked `Config`, or one line that says why not."""
+
+import errno
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from .check import Machine, check
+from .faults import ConfigError
+from .shape import shape
+from .source import MAX_FILE_BYTES, parse
+from .structs import Config
+
+
+def load(
+    source: Path | str,
+    environ: Mapping[str, str],
+    *,
+    machine: Machine | None = None,
+    name: str | None = None,
+) -> Config:
+    """The configuration in `source`: a Path is a file, a str is the YAML text itself.
+
+    `environ` answers `${NAME}` and says whether the variables that hold secrets are set; their values are not
+    read. `machine` is what the configuration is checked against, this one when absent. `name` is what errors
+    call the source. Raises ConfigError, whose text is one line.
+    """
+    called = name or (str(source) if isinstance(source, Path) else "configuration")
+    text = _read(called, source) if isinstance(source, Path) else source
+    config = shape(called, parse(called, text), environ)
+    check(called, config, environ, machine or Machine.here())
+    return config
+
+
+def _read(name: str, path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as fault:
+        fix = "give the path with -c" if fault.errno == errno.ENOENT else "check the path and its rights"
+        raise ConfigError(name, "$", f"cannot be read: {fault.strerror}", fix) from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        if len(data) > MAX_FILE_BYTES:  # cut in the middle of a character
+            return data.decode("utf-8", "replace")
+        raise ConfigError(name, f"byte {fault.start}", "not UTF-8", "save the file as UTF-8 text") from None
+
+
+def schema() -> dict[str, Any]:
+    """The configuration's JSON Schema (draft 2020-12), made from the Structs."""
+    made = msgspec.json.schema(Config)
+    for struct in made["$defs"].values():
+        for prop in struct.get("properties", {}).values():
+            if prop.get("type") == "integer" and "pattern" in prop:
+                prop["type"] = ["integer", "string"]  # a size: bytes, or text with a unit
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Penstock configuration",
+        **made,
+    }

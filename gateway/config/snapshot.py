@@ -1,0 +1,38 @@
+"""Configuration as it travels between Penstock's processes: msgpack, without secrets (variables' names only)."""
+
+import msgspec
+
+from .structs import Config
+
+
+class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a `config-<generation>.msgpack` file holds.
+
+    `indices` gives each backend, named `<model>\\n<url>`, its column in the tally and the backend table;
+    `model_indices` gives each model its column.
+    """
+
+    config: Config
+    indices: dict[str, int]
+    model_indices: dict[str, int]
+    generation: int
+
+
+def snapshot(config: Config) -> bytes:
+    """`config` as msgpack."""
+    return msgspec.msgpack.encode(config)
+
+
+def from_snapshot(data: bytes) -> Config:
+    """The configuration in `data`. Raises msgspec.DecodeError (a ValidationError is one)."""
+    return msgspec.msgpack.decode(data, type=Config)
+
+
+def pack(published: Published) -> bytes:
+    """The bytes of a published file."""
+    return msgspec.msgpack.encode(published)
+
+
+def unpack(data: bytes) -> Published:
+    """What a published file holds. Raises msgspec.DecodeError (a ValidationError is one)."""
+    return msgspec.msgpack.decode(data, type=Published)

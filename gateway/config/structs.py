@@ -1,0 +1,260 @@
+"""The configuration tree: every key, its type, its bounds, its default and the sentence that explains it.
+
+Nothing else in Penstock holds a default, and only keys that have an effect are here. The JSON Schema, the
+reference page and the checks of a file are all made from these Structs. This file does not read files, the
+environment or the machine (`load` and `check` beside it do).
+
+Units are in the names: `_s` seconds. Sizes are bytes; in a file they may be written `10MiB` (`Size`).
+`Env` marks the few text fields in which `${NAME}` is replaced from the environment.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+MAX_BACKENDS = 256
+MAX_MODELS = 256
+CONNECTIONS_PER_WORKER = 16_384
+"""Client connections one worker accepts before it leaves the next in the accept queue."""
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+_ENV = {"env": True}
+_SIZE = {"size": True}
+
+Env = Annotated[str, Meta(min_length=1, extra=_ENV)]
+Size = Annotated[
+    int,
+    Meta(
+        ge=1,
+        extra=_SIZE,
+        extra_json_schema={
+            "type": ["integer", "string"],
+            "minimum": 1,
+            "pattern": r"^[0-9]+(\.[0-9]+)? ?(B|KiB|MiB|GiB)$",
+        },
+    ),
+]
+Port = Annotated[int, Meta(ge=1, le=65_535)]
+Duration = Annotated[float, Meta(gt=0, le=86_400)]
+Wait = Annotated[float, Meta(ge=0, le=86_400)]
+EnvName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class Tls(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The certificate shown to clients."""
+
+    cert: Annotated[Env, Meta(description="PEM file with the certificate and its chain.")]
+    key: Annotated[Env, Meta(description="PEM file with the private key, not encrypted.")]
+
+
+class Listen(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where clients connect, and how long Penstock waits for them."""
+
+    host: Annotated[Env, Meta(description="Address the API port is bound to.")] = "0.0.0.0"
+    port: Annotated[Port, Meta(description="The API port.")] = 8080
+    http: Annotated[
+        Literal["1", "auto"],
+        Meta(description='`"1"`: HTTP/1.1 alone. `auto`: HTTP/2 as well, to clients that ask for it.'),
+    ] = "1"
+    tls: Annotated[Tls | None, Meta(description="Absent: clients connect without TLS.")] = None
+    uds: Annotated[Env | None, Meta(description="Path of a Unix socket to listen on besides the port.")] = (
+        None
+    )
+    read_timeout_s: Annotated[
+        Duration,
+        Meta(description="A connection whose request header does not arrive for this long is closed."),
+    ] = 120.0
+    body_timeout_s: Annotated[
+        Duration, Meta(description="A request body that has not arrived whole after this long is given up.")
+    ] = 30.0
+    write_timeout_s: Annotated[
+        Duration, Meta(description="A client that accepts no byte of its stream for this long is dropped.")
+    ] = 30.0
+    keep_alive_s: Annotated[
+        Duration, Meta(description="An idle client connection is closed after this long.")
+    ] = 300.0
+
+
+class Admin(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The operator's port: metrics and status."""
+
+    host: Annotated[
+        Env, Meta(description="Address the admin port is bound to; any but loopback needs `key_env`.")
+    ] = "127.0.0.1"
+    port: Annotated[Port, Meta(description="The admin port.")] = 9090
+    key_env: Annotated[
+        EnvName | None, Meta(description="Name of the environment variable that holds the admin key.")
+    ] = None
+    on_api_port: Annotated[
+        bool, Meta(description="Serve the admin paths on the API port too; needs `key_env`.")
+    ] = False
+
+
+class Workers(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The processes that carry requests: one per core, pinned."""
+
+    count: Annotated[
+        Annotated[int, Meta(ge=1, le=256)] | Literal["auto"],
+        Meta(
+            description="How many. `auto`: from the affinity mask and the cgroup's quota; "
+            "from 8 cores up one is left to the controller and one to the system."
+        ),
+    ] = "auto"
+    cores: Annotated[
+        tuple[Annotated[int, Meta(ge=0, le=4095)], ...] | None,
+        Meta(description="The cores workers are pinned to, in order. Absent: all this process may use."),
+    ] = None
+    drain_delay_s: Annotated[
+        Wait,
+        Meta(description="After SIGTERM, how long connections are still accepted while `/ready` says 503."),
+    ] = 2.0
+    drain_timeout_s: Annotated[
+        Duration,
+        Meta(
+            description="After this long a drain ends; one second before, open streams get their error frame."
+        ),
+    ] = 30.0
+
+
+class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Bounds on memory."""
+
+    max_body: Annotated[Size, Meta(description="Largest request body; a larger one gets 413.")] = 10 * MIB
+    max_response: Annotated[
+        Size, Meta(description="Largest response of unknown length that is gathered before it is sent.")
+    ] = 64 * MIB
+    max_buffered: Annotated[
+        Size,
+        Meta(description="Bytes of requests and responses held on this node; over it new bodies get 429."),
+    ] = 2 * GIB
+
+
+class Health(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How backends are probed."""
+
+    interval_s: Annotated[Duration, Meta(description="Time between two probes of one backend.")] = 2.0
+    timeout_s: Annotated[Duration, Meta(description="A probe that takes longer has failed.")] = 2.0
+    rise: Annotated[int, Meta(ge=1, le=100, description="Successes in a row that bring a backend back.")] = 1
+    fall: Annotated[int, Meta(ge=1, le=100, description="Failures in a row that take a backend out.")] = 2
+    path: Annotated[
+        str, Meta(pattern=r"^/[!-~]*$", description="Path that is asked; any 2xx answer is a success.")
+    ] = "/health"
+
+
+class Log(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is written to standard error."""
+
+    level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], Meta(description="The lowest level that is written.")
+    ] = "INFO"
+
+
+class Connections(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Idle connections kept to each backend, by all workers of the node together."""
+
+    min_idle: Annotated[
+        int,
+        Meta(ge=0, le=10_000, description="Kept past `idle_s` where the backend is known to keep longer."),
+    ] = 5
+    max_idle: Annotated[int, Meta(ge=0, le=10_000, description="At most this many are kept.")] = 50
+    idle_s: Annotated[
+        Duration,
+        Meta(description="An idle connection is closed after this long; vLLM closes its own after 5 s."),
+    ] = 4.0
+
+
+class UpstreamSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The client side: connections to backends."""
+
+    connections: Annotated[Connections, Meta(description="Idle connections, per backend and node.")] = (
+        Connections()
+    )
+    dns_ttl_s: Annotated[Wait, Meta(description="How long a resolved address is used.")] = 300.0
+    tls_session_s: Annotated[Wait, Meta(description="How long a TLS session is offered for resumption.")] = (
+        3600.0
+    )
+
+
+class BackendTls(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a backend's certificate is verified."""
+
+    ca: Annotated[Env | None, Meta(description="PEM file of trusted authorities. Absent: the system's.")] = (
+        None
+    )
+    insecure: Annotated[bool, Meta(description="Accept any certificate.")] = False
+    server_name: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=253)] | None,
+        Meta(description="Name asked for and verified. Absent: the URL's host."),
+    ] = None
+
+
+class Backend(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One server that answers for a model."""
+
+    url: Annotated[
+        Env, Meta(description="`http://host:port`, `https://host` or `unix:///path`, without `/v1`.")
+    ]
+    weight: Annotated[
+        float,
+        Meta(ge=0.001, le=1000, description="Share of the load relative to the model's other backends."),
+    ] = 1.0
+    api_key_env: Annotated[
+        EnvName | None,
+        Meta(description="Name of the environment variable that holds the key sent to this backend."),
+    ] = None
+    tls: Annotated[BackendTls | None, Meta(description="For `https` URLs.")] = None
+
+
+class Timeouts(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Deadlines of one upstream call."""
+
+    connect_s: Annotated[Duration, Meta(description="Until a connection is open.")] = 5.0
+    first_byte_s: Annotated[Duration, Meta(description="Until the response begins.")] = 120.0
+    between_chunks_s: Annotated[Duration, Meta(description="Between two reads of a response.")] = 120.0
+    total_s: Annotated[Wait, Meta(description="For the whole call; 0: no such deadline.")] = 0.0
+
+
+class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One model that clients may name."""
+
+    backends: Annotated[
+        tuple[Backend, ...], Meta(min_length=1, description="The servers that answer for it.")
+    ]
+    aliases: Annotated[
+        tuple[str, ...], Meta(description="Other names for it; a request by alias is rewritten.")
+    ] = ()
+    version: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=64)],
+        Meta(description="Tag of the weights behind the name; change it when they change."),
+    ] = "1"
+    policy: Annotated[Literal["least_connections"], Meta(description="How a backend is chosen.")] = (
+        "least_connections"
+    )
+    max_concurrent: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Requests at its backends at one time, on this node.")
+    ] = 100
+    max_queue: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="Requests that may wait for a place; the next gets 429.")
+    ] = 1000
+    queue_timeout_s: Annotated[Duration, Meta(description="A request that waited this long gets 504.")] = 60.0
+    timeouts: Annotated[Timeouts, Meta(description="Deadlines towards its backends.")] = Timeouts()
+    max_model_len: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="Context length in tokens, told to clients in `/v1/models`."),
+    ] = None
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything a Penstock node is told."""
+
+    models: Annotated[dict[str, Model], Meta(min_length=1, description="The models, by name.")]
+    listen: Annotated[Listen, Meta(description="The API port.")] = Listen()
+    admin: Annotated[Admin, Meta(description="The admin port.")] = Admin()
+    workers: Annotated[Workers, Meta(description="Processes and the drain.")] = Workers()
+    limits: Annotated[Limits, Meta(description="Bounds on memory.")] = Limits()
+    health: Annotated[Health, Meta(description="Probes of backends.")] = Health()
+    log: Annotated[Log, Meta(description="The log.")] = Log()
+    upstream: Annotated[UpstreamSettings, Meta(description="Connections to backends.")] = UpstreamSettings()
