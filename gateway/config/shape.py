@@ -1,7 +1,7 @@
 """From plain dicts and lists to the Struct tree: unknown keys, sizes, `${NAME}`, types.
 
-The tree of types is walked beside the tree of values. The walk refuses keys that no Struct has (with the nearest
-that one has), turns `10MiB` into bytes, and replaces `${NAME}` in the fields marked for it and nowhere else.
+The tree of types is walked beside the tree of values. The walk refuses keys that no Struct has (with the
+nearest that one has), turns `10MiB` into bytes, and replaces `${NAME}` in the fields marked for it and nowhere else.
 Types and bounds are then msgspec's. Nothing here reads the process's environment: it is passed in.
 """
 
@@ -222,18 +222,16 @@ def _what(what: str, value: Any) -> str:
 
 
 def _fix(what: str, path: str, value: Any) -> str:
-    if "got `str`" in what:
-        return (
-            "write it without quotes"
-            if re.search(r"`(int|float|bool)", what)
-            else "see docs/configuration.md"
-        )
     if re.match(r"Expected `str", what) and isinstance(value, int | float | datetime.date):
         return f'put it in quotes: "{str(value).lower() if isinstance(value, bool) else value}"'
     if what.startswith("Expected `array"):
         return "write a list, each item after a dash"
     if what.startswith("Expected `object"):
         return "write its keys below it, indented"
+    if re.match(r"Expected `(int|float|bool)", what) and "`, got `" in what:
+        return (
+            "write true or false" if what.startswith("Expected `bool") else "write a number, without quotes"
+        )
     if what.startswith("Invalid enum"):
         choices = _choices(path)
         near = did_you_mean(str(value), choices) or did_you_mean(str(value).upper(), choices)

@@ -1,4 +1,4 @@
-"""Configuration as it travels between Penstock's processes: msgpack, without secrets (variables' names only)."""
+"""Configuration as it travels between Penstock's processes: msgpack, with no secret in it."""
 
 import msgspec
 

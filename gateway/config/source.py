@@ -1,8 +1,8 @@
 """From YAML text to plain dicts and lists, with every bound a hostile or broken file needs.
 
-YAML lets a few hundred bytes stand for gigabytes (aliases of aliases), lets a key be given twice, and lets a
-mapping contain itself. The text is parsed to nodes first, the nodes are counted as they would unfold, and only
-then built. This file knows nothing of the configuration's keys.
+YAML lets a few hundred bytes stand for gigabytes (aliases of aliases), lets a key be given twice, and lets
+a mapping contain itself. The text is parsed to nodes first, the nodes are counted as they would unfold, and
+only then built. This file knows nothing of the configuration's keys.
 """
 
 from typing import Any
@@ -52,7 +52,7 @@ def parse(name: str, text: str) -> dict[str, Any]:
         built: dict[str, Any] = loader.construct_document(root)
     except (yaml.YAMLError, ValueError) as fault:
         what = getattr(fault, "problem", None) or str(fault)
-        raise ConfigError(name, "$", f"not YAML: {what}", "put the value in quotes") from None
+        raise ConfigError(name, "$", f"{what}", "write plain values, or put them in quotes") from None
     finally:
         loader.dispose()
     return built
@@ -64,7 +64,7 @@ def _bound_depth(name: str, text: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                line = event.start_mark.line + 1
+                line = event.start_mark.line + 1 if event.start_mark else 0
                 raise ConfigError(
                     name, f"line {line}", "nested too deeply", f"use at most {MAX_DEPTH} levels"
                 )
