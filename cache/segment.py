@@ -1,0 +1,255 @@
+"""The shared mapping: created whole or not at all, opened only when published.
+
+Strategy: the creator allocates every page, writes the header, and stores the layout version last. An opener
+that finds no version sees *NotReady*, one that finds another sees *WrongVersion*; nobody sees a half-built
+map, and nobody dies of SIGBUS later because tmpfs was full: a full one is *NoRoom*, at once. It refuses to
+know what the regions mean.
+
+Ownership is a pid and that process's start time, because a pid alone is reused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import struct
+from collections.abc import MutableSequence
+
+import xxhash
+
+from .layout import (
+    GATE_LOCKS,
+    H_CHECKSUM,
+    H_CONFIG_DIGEST,
+    H_CONFIG_GENERATION,
+    H_GEOMETRY,
+    H_MAGIC,
+    H_OWNER_PID,
+    H_OWNER_START,
+    H_TOTAL_BYTES,
+    H_VERSION,
+    HEADER_BYTES,
+    LAYOUT_VERSION,
+    MAGIC,
+    SLOT_LOCKS,
+    Geometry,
+    Layout,
+)
+from .locks import Stripes
+
+_GEOMETRY = struct.Struct("@7Q")  # slots .. arena_bytes, then the size of the file
+_MIB = 1024 * 1024
+
+
+class NotReady(Exception):
+    """The segment is there, but its creator has not published it (yet)."""
+
+
+class WrongVersion(Exception):
+    """The segment is another layout's, or no segment of ours."""
+
+
+class NoRoom(Exception):
+    """The file system cannot hold the segment. `needed_bytes`; `free_bytes`, None where it does not say."""
+
+    def __init__(self, where: str, needed_bytes: int, free_bytes: int | None) -> None:
+        free = "too little is" if free_bytes is None else f"{free_bytes / _MIB:.1f} MiB are"
+        super().__init__(
+            f"the shared segment needs {needed_bytes / _MIB:.1f} MiB in {where}, where {free} free"
+        )
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+
+
+class Segment:
+    """One process's view of the shared mapping.
+
+    fd: this object's own open file description, close-on-exec; its locks hang on it. cells: the map as 8-byte
+    cells ("Q"); view: as bytes ("B"). slot_locks and gate_locks: the lock ranges of this description.
+    A forked child must `attach` to have locks of its own.
+    """
+
+    __slots__ = ("_map", "cells", "fd", "gate_locks", "geometry", "layout", "slot_locks", "view")
+
+    def __init__(self, fd: int, geometry: Geometry) -> None:
+        """Map `fd`, already known to be as large as `geometry` asks; use create, open or attach instead."""
+        self.fd = fd
+        self.geometry = geometry
+        self.layout = Layout.of(geometry)
+        self._map = mmap.mmap(fd, self.layout.total_bytes, mmap.MAP_SHARED)
+        self.view = memoryview(self._map)
+        self.cells = self.view.cast("Q")
+        self.slot_locks = Stripes(fd, SLOT_LOCKS, geometry.slots + 1)
+        self.gate_locks = Stripes(fd, GATE_LOCKS, geometry.gates)
+
+    @classmethod
+    def create(cls, path: str | None, geometry: Geometry, *, owner_pid: int, owner_start: int) -> Segment:
+        """Make and publish a segment, mode 0600: a file at `path`, or without a path a memfd.
+
+        owner_start is in clock ticks, see `process_start`. Raises FileExistsError, and NoRoom when the memory
+        cannot be had in full; then nothing is left behind.
+        """
+        if path is None:
+            fd = os.memfd_create("penstock", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        else:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.fchmod(fd, 0o600)
+            _allocate(fd, Layout.of(geometry).total_bytes, path)
+            segment = cls(fd, geometry)
+        except BaseException:
+            os.close(fd)
+            if path is not None:
+                os.unlink(path)
+            raise
+        write_header(segment.cells, geometry, owner_pid, owner_start)
+        return segment
+
+    @classmethod
+    def open(cls, path: str) -> Segment:
+        """Open a published segment. Raises FileNotFoundError, NotReady, WrongVersion."""
+        return cls._adopt_descriptor(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
+
+    @classmethod
+    def attach(cls, fd: int) -> Segment:
+        """Open the file behind an inherited descriptor anew, so that locks are this process's own.
+
+        `fd` stays open and is the caller's. Raises NotReady, WrongVersion.
+        """
+        return cls._adopt_descriptor(os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC))
+
+    @classmethod
+    def _adopt_descriptor(cls, fd: int) -> Segment:
+        try:
+            return cls(fd, _read_header(fd))
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @property
+    def generation(self) -> int:
+        """The configuration generation, 0 before the first; one aligned load."""
+        return self.cells[H_CONFIG_GENERATION]
+
+    @property
+    def config_digest(self) -> int:
+        """64-bit digest of the configuration; may already belong to the next generation."""
+        return self.cells[H_CONFIG_DIGEST]
+
+    def publish_generation(self, generation: int, digest: int) -> None:
+        """Announce a configuration whose file is in place: the digest first, the generation last."""
+        self.cells[H_CONFIG_DIGEST] = digest
+        self.cells[H_CONFIG_GENERATION] = generation
+
+    @property
+    def owner(self) -> tuple[int, int]:
+        """The supervisor: pid and start time in clock ticks; (0, …) when nobody owns the segment."""
+        return self.cells[H_OWNER_PID], self.cells[H_OWNER_START]
+
+    def take_over(self, owner_pid: int, owner_start: int) -> None:
+        """Make another supervisor the owner. In between nobody is, never a pid with another's start time."""
+        self.cells[H_OWNER_PID] = 0
+        self.cells[H_OWNER_START] = owner_start
+        self.cells[H_OWNER_PID] = owner_pid
+
+    def close(self) -> None:
+        """Give back locks and descriptor, and unmap unless rows still look into the map. Idempotent."""
+        if self.fd < 0:
+            return
+        # The mapping keeps a duplicate of the descriptor, so closing ours would not free the locks.
+        self.slot_locks.unlock_all()
+        self.gate_locks.unlock_all()
+        os.close(self.fd)
+        self.fd = -1
+        self.cells.release()
+        self.view.release()
+        with contextlib.suppress(BufferError):  # a row's slice is alive: the map goes when it does
+            self._map.close()
+
+
+def write_header(cells: MutableSequence[int] | memoryview, geometry: Geometry, pid: int, start: int) -> None:
+    """Fill the header of a zeroed map; the last store, the version, is what makes it a segment."""
+    shape = _shape(geometry)
+    cells[H_MAGIC] = MAGIC
+    for i, value in enumerate(shape):
+        cells[H_GEOMETRY + i] = value
+    cells[H_CHECKSUM] = xxhash.xxh3_64_intdigest(_GEOMETRY.pack(*shape))
+    cells[H_OWNER_START] = start
+    cells[H_OWNER_PID] = pid
+    cells[H_VERSION] = LAYOUT_VERSION
+
+
+def process_start(pid: int) -> int | None:
+    """Start time of a process in clock ticks since boot; None when there is none, or only its zombie.
+
+    Field 22 of /proc/<pid>/stat, counted behind the last parenthesis because a name may contain anything.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # fields[0] is field 3, the state: Z zombie, X dead.
+    if len(fields) < 20 or fields[0] in (b"Z", b"X"):
+        return None
+    return int(fields[19])
+
+
+def owner_alive(segment: Segment) -> bool:
+    """Whether the very process that owns the segment still runs; a successor with its pid does not count."""
+    pid, start = segment.owner
+    return pid != 0 and process_start(pid) == start
+
+
+def _shape(geometry: Geometry) -> tuple[int, ...]:
+    g = geometry
+    total_bytes = Layout.of(geometry).total_bytes
+    return g.slots, g.backends, g.models, g.counter_bytes, g.gates, g.arena_bytes, total_bytes
+
+
+def _allocate(fd: int, size_bytes: int, path: str | None) -> None:
+    """Reserve every page, so that no later store can die of SIGBUS; fix the size of a memfd for good."""
+    free_bytes = None
+    if path is not None:
+        stat = os.fstatvfs(fd)
+        free_bytes = stat.f_bavail * stat.f_frsize if stat.f_blocks else None
+    try:
+        os.posix_fallocate(fd, 0, size_bytes)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG):
+            where = "memory" if path is None else os.path.dirname(path) or "."
+            raise NoRoom(where, size_bytes, free_bytes) from error
+        raise
+    if path is None:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+
+
+def _read_header(fd: int) -> Geometry:
+    """The geometry of a published segment, believed only when checksum and file size agree."""
+    size_bytes = os.fstat(fd).st_size
+    if size_bytes < HEADER_BYTES:
+        raise NotReady("the segment has no header yet")
+    with mmap.mmap(fd, HEADER_BYTES, mmap.MAP_SHARED, mmap.PROT_READ) as header:
+        # Copied in one go after the version was seen: what is published does not change any more.
+        version = struct.unpack_from("@Q", header, H_VERSION * 8)[0]
+        raw = header[:]
+    cells = struct.unpack(f"@{HEADER_BYTES // 8}Q", raw)
+    if version == 0:
+        raise NotReady("the segment is not published yet")
+    if cells[H_MAGIC] != MAGIC:
+        raise WrongVersion("not a segment of Penstock")
+    if version != LAYOUT_VERSION:
+        raise WrongVersion(f"the segment has layout version {version}, this is {LAYOUT_VERSION}")
+    shape = cells[H_GEOMETRY : H_TOTAL_BYTES + 1]
+    if xxhash.xxh3_64_intdigest(_GEOMETRY.pack(*shape)) != cells[H_CHECKSUM]:
+        raise WrongVersion("the segment's header is damaged")
+    try:
+        geometry = Geometry(*shape[:6])
+    except ValueError as error:
+        raise WrongVersion(f"the segment's header is impossible: {error}") from error
+    if Layout.of(geometry).total_bytes != shape[6] or size_bytes != shape[6]:
+        raise WrongVersion(f"the segment has {size_bytes} bytes, its layout wants {shape[6]}")
+    return geometry
