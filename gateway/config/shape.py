@@ -1,8 +1,8 @@
 """From plain dicts and lists to the Struct tree: unknown keys, sizes, `${NAME}`, types.
 
 The tree of types is walked beside the tree of values. The walk refuses keys that no Struct has (with the
-nearest that one has), turns `10MiB` into bytes, and replaces `${NAME}` in the fields marked for it and nowhere else.
-Types and bounds are then msgspec's. Nothing here reads the process's environment: it is passed in.
+nearest that one has), turns `10MiB` into bytes, and replaces `${NAME}` in the fields marked for it and nowhere
+else. Types and bounds are then msgspec's. The process's environment is not read here: it is passed in.
 """
 
 import datetime

@@ -1,0 +1,92 @@
+# One set of words for people and CI. `make` alone explains them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+LINKS := $(VENV)/links
+FOLDERS := cache gateway workers loadtests
+PYTHON_FILES := $(FOLDERS) tests
+# Debian packages that tests and benches use: command or file that shows one is there = package
+TOOLS := /usr/sbin/nginx=nginx /usr/share/nginx/modules-available/mod-http-echo.conf=libnginx-mod-http-echo \
+	/usr/bin/wrk=wrk /usr/sbin/haproxy=haproxy
+
+.PHONY: help install tools run test check lint test-deep test-vllm chaos soak bench bench-scale docs clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make run          start Penstock (CONFIG=file.yaml; without one, in front of two simulators)"
+	@echo "make test         every test"
+	@echo "make check        format, lint, types, layers, packaging"
+	@echo "make test-deep    property tests with 20,000 examples each"
+	@echo "make test-vllm    the suite against a real vLLM server"
+	@echo "make chaos        kills and restarts under load, several rounds"
+	@echo "make soak         a long run that watches memory and counts"
+	@echo "make bench        throughput and latency against bare Granian; prints a table"
+	@echo "make bench-scale  the same over 1..N workers"
+	@echo "make docs         write config.schema.json and docs/configuration.md anew"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed: set PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+		then apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y python3-venv; \
+		else echo "python3-venv is needed: apt install python3-venv" >&2; exit 1; fi; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock setuptools
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock --no-build-isolation -e '.[dev]'
+	@rm -rf $(LINKS) && mkdir -p $(LINKS)/penstock
+	@for f in $(FOLDERS); do ln -s "$(CURDIR)/$$f" $(LINKS)/penstock/$$f; done
+	@touch $@
+
+tools: install
+	@missing=; for t in $(TOOLS); do [ -e "$${t%%=*}" ] || missing="$$missing $${t##*=}"; done; \
+	[ -z "$$missing" ] || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+		then apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing \
+			|| echo "not installed:$$missing; what needs them is skipped" >&2; \
+		else echo "not installed:$$missing; what needs them is skipped" >&2; fi; }
+
+run: install
+	@exec $(BIN)/penstock serve $(if $(CONFIG),-c $(CONFIG))
+
+test: install
+	$(PYTEST) $(ARGS)
+
+lint: install
+	$(BIN)/ruff format --check $(PYTHON_FILES)
+	$(BIN)/ruff check $(PYTHON_FILES)
+	MYPYPATH=$(LINKS) $(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+check: lint
+	$(PYTEST) tests/packaging --deselect tests/packaging/test_gates.py
+
+test-deep: install
+	HYPOTHESIS_PROFILE=deep $(PYTEST) -o timeout=7200 tests/unit tests/integration tests/conformance $(ARGS)
+
+test-vllm: install
+	$(PYTEST) -o timeout=1800 -m vllm -rs tests $(ARGS)
+
+chaos: install
+	$(PYTEST) -o timeout=1800 -m "slow or not slow" tests/chaos $(ARGS)
+
+soak: install
+	$(PYTEST) -o timeout=14400 -m soak tests $(ARGS)
+
+bench: tools
+	$(BIN)/python -m penstock.loadtests.bench $(ARGS)
+
+bench-scale: tools
+	$(BIN)/python -m penstock.loadtests.bench --scale $(ARGS)
+
+docs: install
+	$(BIN)/python -m tests.support.reference --write
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .import_linter_cache
+	find $(PYTHON_FILES) -name __pycache__ -type d -prune -exec rm -rf {} +
