@@ -1,0 +1,202 @@
+"""The connections of one worker to one backend.
+
+Last in, first out: the connection used most recently is the one least likely to have been closed by the
+server, and the rest grow old and go. A call on an idle connection costs one future and no task; deadlines and
+idle times are driven by ``tick``, which the worker calls for all its pools.
+
+**Idle times.** A connection idles for ``idle_s`` at most: vLLM closes after 5 s without a word, and a request
+written at that moment is lost. A server that says how long it keeps a connection (``Keep-Alive: timeout=N``)
+is believed: its connections go one second before that if it is sooner, and up to ``min_idle`` of them may
+stay that long if it is later (60 s at most). Nothing is opened ahead of need: against a server that closes
+after 5 s that would be a reconnect every few seconds for nothing. ``max_idle`` bounds what is kept; the
+number in use is bounded by admission.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from .call import Call, CallTimeouts
+from .connection import Connection
+from .connector import Connector
+from .fault import FaultKind, UpstreamFault
+from .origin import Origin
+
+_NEVER = float("inf")
+_LONGEST_IDLE_S = 60.0
+#: how much earlier than its server we let go of a connection
+_MARGIN_S = 1.0
+
+
+class Pool:
+    """Connections to ``origin``. ``idle`` and ``active`` (calls and connects in progress) are for gauges and
+    tests.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        connector: Connector,
+        min_idle: int,
+        max_idle: int,
+        idle_s: float,
+    ) -> None:
+        self.origin = origin
+        self._loop = loop
+        self._clock = clock
+        self._connector = connector
+        self._min_idle = min_idle
+        self._max_idle = max_idle
+        self._idle_s = idle_s
+        self._idle: list[Connection] = []
+        self._active: set[Connection] = set()
+        self._connecting = 0
+        self._closing = False
+        self._drained: asyncio.Future[None] | None = None
+
+    @property
+    def idle(self) -> int:
+        """Connections that wait for a call."""
+        return len(self._idle)
+
+    @property
+    def active(self) -> int:
+        """Calls in progress, those still connecting included."""
+        return len(self._active) + self._connecting
+
+    async def call(
+        self,
+        head: bytes,
+        body: bytes | None,
+        timeouts: CallTimeouts,
+        *,
+        total_started: float | None = None,
+        fresh: bool = False,
+    ) -> Call:
+        """Send a request and wait for its response to begin, or to be whole.
+
+        ``head`` is the request's head with its final empty line, ``body`` exactly what its Content-Length
+        says. A response announced with at most 64 KiB, without a body, or ended within the read that began it
+        comes back ``complete``; any other comes back with its first body bytes. ``total_started`` is when
+        ``total_s`` began, on the pool's clock (default: now); ``fresh`` forces a new connection. Raises
+        UpstreamFault. Cancelling closes the connection and leaves nothing behind.
+        """
+        now = self._clock()
+        total_s = timeouts.total_s
+        total_deadline = (
+            (now if total_started is None else total_started) + total_s if total_s > 0 else _NEVER
+        )
+        connection = None if fresh else self._take(now)
+        if connection is None:
+            connection = await self._open(timeouts.connect_s, now, total_deadline)
+            now = self._clock()
+        call, waiter = connection.start(head, body, timeouts, now, total_deadline)
+        self._active.add(connection)
+        try:
+            await waiter
+        except BaseException:
+            call.abort()
+            if waiter.done() and not waiter.cancelled():
+                waiter.exception()  # retrieved: a cancelled caller is not to be told of the fault in the log
+            raise
+        return call
+
+    def tick(self, now: float) -> None:
+        """Fail the calls whose deadline has passed, close what idled too long. A few times a second is
+        enough.
+        """
+        for connection in [active for active in self._active if active.deadline <= now]:
+            connection.expire(now)
+        spare = len(self._idle) - self._min_idle
+        for connection in list(self._idle):
+            idle_s = now - connection.idle_since
+            if idle_s >= self._keep_s(connection) or (spare > 0 and idle_s >= self._idle_s):
+                connection.close()
+            spare -= 1
+
+    async def close(self, grace_s: float = 0.0) -> None:
+        """Close idle connections now and busy ones when their call ends, or after ``grace_s`` with a CLOSED
+        fault.
+
+        A call that begins afterwards still works, on a connection of its own: a request may have chosen this
+        backend just before the configuration dropped it.
+        """
+        self._closing = True
+        for connection in list(self._idle):
+            connection.close()
+        if self._active and grace_s > 0:
+            self._drained = self._loop.create_future()
+            try:
+                async with asyncio.timeout(grace_s):
+                    await self._drained
+            except TimeoutError:
+                pass
+            finally:
+                self._drained = None
+        for connection in list(self._active):
+            connection.fail(FaultKind.CLOSED, "the pool was closed")
+
+    # -- told by connections -----------------------------------------------------------------------
+
+    def finished(self, connection: Connection, reusable: bool) -> None:
+        self._active.discard(connection)
+        if connection.served == 1 and self.origin.scheme == "https":
+            self._connector.remember_session(connection.transport)
+        if reusable:
+            if self._closing or len(self._idle) >= self._max_idle:
+                connection.close()
+            else:
+                connection.idle_since = self._clock()
+                self._idle.append(connection)
+        if self._drained is not None:
+            self._check_drained()
+
+    def gone(self, connection: Connection) -> None:
+        self._active.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        if self._drained is not None:
+            self._check_drained()
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _take(self, now: float) -> Connection | None:
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            if connection.usable:
+                if now - connection.idle_since < self._keep_s(connection):
+                    return connection
+                connection.close()
+        return None
+
+    def _keep_s(self, connection: Connection) -> float:
+        """How long this connection may idle at most."""
+        announced_s = connection.keep_alive_s
+        if announced_s is None:
+            return self._idle_s
+        return min(max(announced_s - _MARGIN_S, 0.0), max(_LONGEST_IDLE_S, self._idle_s))
+
+    def _make_connection(self) -> Connection:
+        return Connection(self, self._loop, self._clock)
+
+    async def _open(self, connect_s: float, now: float, total_deadline: float) -> Connection:
+        timeout_s = connect_s if connect_s > 0 else _NEVER
+        left_s = total_deadline - now
+        self._connecting += 1
+        try:
+            return await self._connector.connect(self.origin, self._make_connection, min(timeout_s, left_s))
+        except UpstreamFault as fault:
+            if fault.kind is FaultKind.CONNECT_TIMEOUT and left_s <= timeout_s:
+                raise UpstreamFault(FaultKind.TOTAL_TIMEOUT, fault.detail) from None
+            raise
+        finally:
+            self._connecting -= 1
+
+    def _check_drained(self) -> None:
+        if self._drained is not None and not self._active and not self._drained.done():
+            self._drained.set_result(None)
