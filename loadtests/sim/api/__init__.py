@@ -1,0 +1,1 @@
+"""vLLM endpoints: one file per family, each turning a request into replies or events."""

@@ -1,0 +1,143 @@
+"""Drives the engine from an event loop: one timer for all sequences, one ticket per request.
+
+Refuses to know HTTP and text. Abandoning a ticket cancels its sequences at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from .engine import Engine, Progress, Sequence
+from .metrics import Metrics
+from .tokens import block_hashes, count
+
+
+class Ready(NamedTuple):
+    """`tokens` more of choice number `choice` may be sent."""
+
+    choice: int
+    tokens: int
+    finished: bool
+
+
+class Ticket:
+    """The sequences of one request; `async for` gives what is ready, then ends. Use as a context manager."""
+
+    def __init__(self, runner: Runner, sequences: list[Sequence]) -> None:
+        self.sequences = sequences
+        self._runner = runner
+        self._ready: deque[Ready] = deque()
+        self._left = len(sequences)
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that the prefix cache saved, once admitted."""
+        return max(s.cached_tokens for s in self.sequences)
+
+    def put(self, ready: Ready) -> None:
+        """Runner only: notes progress and wakes the reader."""
+        self._ready.append(ready)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def __aiter__(self) -> Ticket:
+        return self
+
+    async def __anext__(self) -> Ready:
+        while not self._ready:
+            if not self._left:
+                raise StopAsyncIteration
+            self._waiter = self._runner.loop.create_future()
+            await self._waiter
+        ready = self._ready.popleft()
+        if ready.finished:
+            self._left -= 1
+        return ready
+
+    async def finish(self) -> None:
+        """Waits until every sequence is complete."""
+        async for _ in self:
+            pass
+
+    def __enter__(self) -> Ticket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.drop(self)
+
+
+class Runner:
+    """Feeds the engine the loop's time and hands its progress to the tickets."""
+
+    def __init__(self, engine: Engine, metrics: Metrics, loop: asyncio.AbstractEventLoop) -> None:
+        self.engine = engine
+        self.loop = loop
+        self._metrics = metrics
+        self._owners: dict[Sequence, tuple[Ticket, int]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, prompt: bytes, goals: Iterable[tuple[int, str]]) -> Ticket:
+        """Submits one sequence per (tokens to generate, finished reason), all on the same prompt.
+
+        No tokens to generate means prefill only.
+        """
+        hashes = block_hashes(prompt)
+        tokens = max(count(prompt), 1)
+        ticket = Ticket(self, [Sequence(tokens, goal, hashes, reason) for goal, reason in goals])
+        now = self.loop.time()
+        self._deliver(self.engine.advance(now))
+        for index, sequence in enumerate(ticket.sequences):
+            self._owners[sequence] = (ticket, index)
+            self.engine.submit(sequence, now)
+        self._deliver(self.engine.advance(now))
+        self._arm()
+        return ticket
+
+    def drop(self, ticket: Ticket) -> None:
+        """Cancels what is left of a ticket."""
+        self._deliver(self.engine.advance(self.loop.time()))
+        for sequence in ticket.sequences:
+            self._owners.pop(sequence, None)
+            if not sequence.done:
+                self.engine.cancel(sequence)
+                self._metrics.finished("abort", sequence, self.loop.time())
+        self._arm()
+
+    def pause(self) -> None:
+        """Holds every sequence where it is (sleep)."""
+        self.engine.pause()
+
+    def resume(self) -> None:
+        """Goes on after `pause`."""
+        self.engine.resume(self.loop.time())
+        self._arm()
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._deliver(self.engine.advance(self.loop.time()))
+        self._arm()
+
+    def _arm(self) -> None:
+        at = self.engine.next_at_s
+        if at is None:
+            return
+        if self._timer is not None:
+            if self._timer.when() <= at:
+                return
+            self._timer.cancel()
+        self._timer = self.loop.call_at(at, self._tick)
+
+    def _deliver(self, made: list[Progress]) -> None:
+        for progress in made:
+            owner = self._owners.get(progress.sequence)
+            if owner is None:
+                continue
+            self._metrics.progressed(progress)
+            if progress.finished:
+                del self._owners[progress.sequence]
+            ticket, index = owner
+            ticket.put(Ready(index, progress.tokens, progress.finished))
