@@ -1,0 +1,352 @@
+"""The configuration is read, checked and handed on; what is wrong with a file is said in one line."""
+
+import msgspec
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.gateway.config import (
+    GIB,
+    MAX_BACKENDS,
+    MIB,
+    Config,
+    ConfigError,
+    Machine,
+    Published,
+    from_snapshot,
+    load,
+    pack,
+    snapshot,
+    unpack,
+)
+from penstock.gateway.config.check import descriptors
+
+ROOMY = Machine(cores=frozenset(range(8)), max_descriptors=1_000_000)
+MODEL = "models:\n  m: {backends: [{url: http://h:1}]}\n"
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join(['*' + a] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+def read(text, environ=None, machine=ROOMY):
+    return load(text, environ or {}, machine=machine, name="p.yaml")
+
+
+def refusal(text, environ=None, machine=ROOMY):
+    with pytest.raises(ConfigError) as caught:
+        read(text, environ, machine)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith("p.yaml: ")
+    return line.removeprefix("p.yaml: ")
+
+
+def test_a_model_with_one_backend_is_enough_and_the_rest_has_defaults():
+    config = read(MODEL)
+    assert config.models["m"].backends[0].url == "http://h:1"
+    assert (config.listen.port, config.admin.port, config.workers.count) == (8080, 9090, "auto")
+    assert (config.limits.max_body, config.limits.max_buffered) == (10 * MIB, 2 * GIB)
+    assert config.models["m"].timeouts.first_byte_s == 120
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512", 512), ("512B", 512), ("1KiB", 1024), ("10 MiB", 10 * MIB), ("0.5GiB", GIB // 2), ('"7"', None)],
+)
+def test_a_size_is_a_number_of_bytes_or_a_number_with_a_unit(text, size):
+    file = MODEL + f"limits: {{max_body: {text}}}\n"
+    if size is None:
+        assert "not a size" in refusal(file)
+    else:
+        assert read(file).limits.max_body == size
+
+
+def test_environment_variables_are_replaced_where_that_is_declared():
+    text = "models:\n  m: {backends: [{url: 'http://${HOST}:${PORT:-8000}'}]}\n"
+    assert read(text, {"HOST": "gpu"}).models["m"].backends[0].url == "http://gpu:8000"
+    assert read(text, {"HOST": "gpu", "PORT": "9"}).models["m"].backends[0].url == "http://gpu:9"
+
+
+def test_an_alias_of_yaml_may_share_settings_between_models():
+    text = (
+        "models:\n  a: {timeouts: &t {connect_s: 1}, backends: [{url: http://a}]}\n"
+        "  b: {timeouts: *t, backends: [{url: http://b}]}\n"
+    )
+    config = read(text)
+    assert config.models["b"].timeouts.connect_s == 1
+
+
+# What is written, and the refusal: the place, what is wrong there, the likely fix.
+BROKEN = [
+    ("", "$: the file is empty; start from penstock.example.yaml"),
+    ("just words", "$: not a mapping of keys to values; write `models:` at the top"),
+    ("models: [1, 2", "line 2, column 1: not YAML: did not find expected ',' or ']'; check quotes"),
+    (
+        "models:\n\t- x",
+        "line 2, column 1: not YAML: found character that cannot start any token; check quotes",
+    ),
+    ("a: \x00", "$: not YAML: unacceptable character #x0000"),
+    (BOMB, "$.f: more than 200000 values once aliases are unfolded; write the values out"),
+    ("a: &a {b: *a}", "$.a.b: an alias that contains itself; write the value out"),
+    ("a: " + "[" * 40 + "]" * 40, "line 1: nested too deeply; use at most 32 levels"),
+    ("x: " + "y" * (1 << 20), "$: larger than 1 MiB; "),
+    (MODEL + "log: !!python/object:os.system ls", "$: could not determine a constructor for the tag"),
+    (MODEL + MODEL, "$.models: given twice (again in line 3); keep one of them"),
+    ("models:\n  yes: {}", '$.models.yes: a key that is not text; quote it: "yes"'),
+    ("{}", "$: `models` is missing; add `models:` here"),
+    ("models: {}", "$.models: a mapping that must not be empty; write its keys below it, indented"),
+    ("models: []", "$.models: expected a mapping, got a list; write its keys below it, indented"),
+    ("models:", "$.models: nothing follows; indent its keys below it"),
+    ("models:\n  m:", "$.models.m: expected a mapping, got nothing; write its keys below it, indented"),
+    ("models:\n  m: {}", "$.models.m: `backends` is missing; add `backends:` here"),
+    ("models:\n  m: {backends: []}", "$.models.m.backends: a list that must not be empty; write a list"),
+    ("models:\n  m: {backends: http://h}", "$.models.m.backends: expected a list, got text; write a list"),
+    (
+        "models:\n  m: {backends: [http://h]}",
+        "$.models.m.backends[0]: expected a mapping, got text; write its keys",
+    ),
+    ("models:\n  m: {backends: [{}]}", "$.models.m.backends[0]: `url` is missing; add `url:` here"),
+    (
+        "models:\n  q2.5: {backends: [{url: http://h, weight: 0}]}",
+        "$.models.q2.5.backends[0].weight: 0 is out of",
+    ),
+    (MODEL + "listn: {}", "$.listn: unknown key; did you mean `listen`?"),
+    (MODEL + "port: 1", "$.port: unknown key; `port` belongs under `listen` or `admin`"),
+    (MODEL + "zzz: 1", "$.zzz: unknown key; known here: models, listen, admin"),
+    (
+        MODEL + "listen: {read_timeout: 1}",
+        "$.listen.read_timeout: unknown key; did you mean `read_timeout_s`?",
+    ),
+    (MODEL + "listen: {port: '80'}", "$.listen.port: expected a whole number, got text; write a number"),
+    (MODEL + "listen: {port: 70000}", "$.listen.port: 70000 is out of bounds; write at most 65535"),
+    (
+        MODEL + "listen: {port: '${PORT}'}",
+        "$.listen.port: `${...}` is not replaced here; only hosts, paths and URLs",
+    ),
+    (
+        MODEL + "listen: {host: '${HOST}'}",
+        "$.listen.host: environment variable HOST is not set; set it, or write",
+    ),
+    (MODEL + "listen: {host: '${A B}'}", "$.listen.host: `${A B}` names no variable; write ${NAME}"),
+    (MODEL + "listen: {http: 1}", '$.listen.http: expected text, got a whole number; put it in quotes: "1"'),
+    (MODEL + "listen: {http: '2'}", "$.listen.http: '2' is not one of the choices; the choices are 1, auto"),
+    (
+        MODEL + "listen: {read_timeout_s: .inf}",
+        "$.listen.read_timeout_s: inf is not a finite number; write a number",
+    ),
+    (
+        MODEL + "listen: {uds: /nowhere/at/all.sock}",
+        "$.listen.uds: there is no folder /nowhere/at; create it",
+    ),
+    (MODEL + f"listen: {{uds: /tmp/{'x' * 110}}}", "$.listen.uds: longer than a socket's path may be"),
+    (
+        MODEL + "listen: {tls: {cert: /nowhere.crt, key: /k}}",
+        "$.listen.tls.cert: cannot read /nowhere.crt: No such",
+    ),
+    (MODEL + "listen: {port: 9090}", "$.admin.port: 9090 is the API port too; choose another"),
+    (
+        MODEL + "admin: {host: 0.0.0.0}",
+        "$.admin.host: 0.0.0.0 can be reached from outside; set `admin.key_env`",
+    ),
+    (
+        MODEL + "admin: {on_api_port: true}",
+        "$.admin.on_api_port: would be open to every client; set `admin.key_env`",
+    ),
+    (
+        MODEL + "admin: {on_api_port: maybe}",
+        "$.admin.on_api_port: expected true or false, got text; write true",
+    ),
+    (MODEL + "admin: {key_env: KEY}", "$.admin.key_env: environment variable KEY is not set; set it before"),
+    (MODEL + "admin: {key_env: a-b}", "$.admin.key_env: 'a-b' has the wrong form; it must match"),
+    (MODEL + "log: {level: info}", "$.log.level: 'info' is not one of the choices; did you mean `INFO`?"),
+    (
+        MODEL + "workers: {count: atuo}",
+        "$.workers.count: 'atuo' is not one of the choices; did you mean `auto`?",
+    ),
+    (MODEL + "workers: {cores: [0, 99]}", "$.workers.cores: core 99 cannot be used here; usable: 0, 1, 2"),
+    (MODEL + "workers: {cores: [1, 1]}", "$.workers.cores: a core is named twice; name each once"),
+    (MODEL + "workers: {cores: 0}", "$.workers.cores: expected a list, got a whole number; write a list"),
+    (
+        MODEL + "workers: {cores: [0], count: 2}",
+        "$.workers.count: 2 workers for 1 cores; lower it, or name more",
+    ),
+    (
+        MODEL + "workers: {drain_timeout_s: 1}",
+        "$.workers.drain_timeout_s: 1 s is over before `drain_delay_s` is",
+    ),
+    (
+        MODEL + "limits: {max_body: 10MB}",
+        "$.limits.max_body: '10MB' is not a size; write bytes, or as in 10MiB",
+    ),
+    (MODEL + "limits: {max_body: 3GiB}", "$.limits.max_body: larger than `limits.max_buffered`; lower it"),
+    (
+        MODEL + "upstream: {connections: {min_idle: 60}}",
+        "$.upstream.connections.min_idle: larger than `max_idle`",
+    ),
+    (MODEL + "health: {path: health}", "$.health.path: 'health' has the wrong form; it must match"),
+    (
+        "models:\n  m: {version: 2026-01-01, backends: [{url: http://h}]}",
+        "$.models.m.version: expected text, got a date",
+    ),
+    (
+        "models:\n  m: {version: 1, backends: [{url: http://h}]}",
+        "$.models.m.version: expected text, got a whole number",
+    ),
+    (
+        "models:\n  m: {backends: [{url: h:80}]}",
+        "$.models.m.backends[0].url: not http, https or unix; write http://h:80",
+    ),
+    (
+        "models:\n  m: {backends: [{url: http://h/v1}]}",
+        "$.models.m.backends[0].url: ends in /v1, which every request's",
+    ),
+    (
+        "models:\n  m: {backends: [{url: http://}]}",
+        "$.models.m.backends[0].url: no host, or no such port; write",
+    ),
+    (
+        "models:\n  m: {backends: [{url: http://h:99999}]}",
+        "$.models.m.backends[0].url: no host, or no such port; write",
+    ),
+    (
+        "models:\n  m: {backends: [{url: http://u:p@h}]}",
+        "$.models.m.backends[0].url: a user or password in a URL; put",
+    ),
+    (
+        "models:\n  m: {backends: [{url: http://h?a=b}]}",
+        "$.models.m.backends[0].url: a query in a backend's URL; end it",
+    ),
+    (
+        "models:\n  m: {backends: [{url: 'http://h x'}]}",
+        "$.models.m.backends[0].url: a space or a character that is",
+    ),
+    (
+        "models:\n  m: {backends: [{url: unix:run}]}",
+        "$.models.m.backends[0].url: not a socket's path; write unix:///",
+    ),
+    (
+        "models:\n  m: {backends: [{url: http://h}, {url: http://h/}]}",
+        "$.models.m.backends[1].url: http://h is given",
+    ),
+    (
+        "models:\n  m: {backends: [{url: http://h, tls: {}}]}",
+        "$.models.m.backends[0].tls: the URL is not https; write",
+    ),
+    (
+        "models:\n  m: {backends: [{url: https://h, tls: {ca: /no}}]}",
+        "$.models.m.backends[0].tls.ca: cannot read /no",
+    ),
+    (
+        "models:\n  m: {backends: [{url: http://h, api_key_env: K}]}",
+        "$.models.m.backends[0].api_key_env: environment",
+    ),
+    (
+        "models:\n  m: {aliases: [m], backends: [{url: http://h}]}",
+        "$.models.m.aliases[0]: m is the name of a model",
+    ),
+    (
+        "models:\n  m: {aliases: [x, x], backends: [{url: http://h}]}",
+        "$.models.m.aliases[1]: x is already an alias of m",
+    ),
+    (
+        'models:\n  m: {aliases: ["a\\nb"], backends: [{url: http://h}]}',
+        "$.models.m.aliases[0]: not a model's name",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), BROKEN, ids=[said[:60] for _, said in BROKEN])
+def test_a_broken_file_is_refused_with_the_place_the_fault_and_the_likely_fix(text, said):
+    line = refusal(text)
+    assert line.startswith(said)
+    assert "; " in line
+
+
+def test_certificate_and_key_that_do_not_belong_together_are_refused(tmp_path):
+    (tmp_path / "cert").write_text("not a certificate")
+    text = MODEL + f"listen: {{tls: {{cert: {tmp_path}/cert, key: {tmp_path}/cert}}}}\n"
+    assert refusal(text).startswith("$.listen.tls: certificate and key do not load")
+
+
+def test_a_machine_with_too_few_descriptors_is_told_how_many_are_needed():
+    config = read(MODEL)
+    small = Machine(cores=frozenset({0}), max_descriptors=4096)
+    said = refusal(MODEL, machine=small)
+    assert f"a worker may need {descriptors(config)} file descriptors and gets 4096" in said
+    assert "LimitNOFILE" in said
+
+
+def test_more_backends_than_fit_are_refused():
+    backends = ", ".join(f"{{url: http://h{i}}}" for i in range(MAX_BACKENDS + 1))
+    assert "257 backends in all, at most 256" in refusal(f"models:\n  m: {{backends: [{backends}]}}\n")
+
+
+def test_a_file_is_named_in_its_refusal(tmp_path):
+    path = tmp_path / "penstock.yaml"
+    path.write_text("models: {}")
+    with pytest.raises(ConfigError, match=r"penstock\.yaml: \$\.models: a mapping that must not be empty"):
+        load(path, {}, machine=ROOMY)
+
+
+def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read: No such file or directory; give the path with -c"):
+        load(tmp_path / "none.yaml", {})
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load(tmp_path, {})
+    (tmp_path / "latin").write_bytes(b"a: \xe9\n")
+    with pytest.raises(ConfigError, match="byte 3: not UTF-8; save the file as UTF-8 text"):
+        load(tmp_path / "latin", {})
+
+
+def test_a_configuration_survives_its_journey_between_processes():
+    config = read(MODEL + "workers: {cores: [1, 0]}\nlimits: {max_body: 1MiB}\n")
+    assert from_snapshot(snapshot(config)) == config
+    published = Published(config=config, indices={"m\nhttp://h:1": 0}, model_indices={"m": 0}, generation=7)
+    assert unpack(pack(published)) == published
+
+
+def test_a_snapshot_holds_the_names_of_secrets_and_not_the_secrets():
+    text = (
+        "models:\n  m: {backends: [{url: http://h, api_key_env: BACKEND_KEY}]}\nadmin: {key_env: ADMIN_KEY}\n"
+    )
+    config = read(text, {"BACKEND_KEY": "s3cret-b", "ADMIN_KEY": "s3cret-a"})
+    data = snapshot(config)
+    assert b"BACKEND_KEY" in data
+    assert b"ADMIN_KEY" in data
+    assert b"s3cret" not in data
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", b"\x80", b"\x93\x01\x02\x03"])
+def test_a_damaged_snapshot_is_an_error_and_nothing_else(data):
+    with pytest.raises(msgspec.DecodeError):
+        from_snapshot(data)
+
+
+words = st.sampled_from([*Config.__struct_fields__, "backends", "url", "m", "count", "port", "x"])
+trees = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["10MiB", "${A}"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(trees)
+def test_any_tree_is_a_configuration_or_one_line(tree):
+    try:
+        read(yaml.safe_dump(tree))
+    except ConfigError as fault:
+        assert "\n" not in str(fault)
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_configuration_or_one_line(text):
+    try:
+        read(text)
+    except ConfigError as fault:
+        assert "\n" not in str(fault)
