@@ -37,6 +37,8 @@ Every cell is an 8-byte unsigned integer in native byte order on an 8-byte bound
     gates      `gates` stripes of 192 bytes
         [0] sequence; its lowest bit names the copy that counts   [1]..[7] zero
         [8]..[15] copy 0   [16]..[23] copy 1
+    sticky     65,536 cells: which backend holds a stored response
+        (format: `penstock.gateway.sticky`; here it is a run of cells that anybody may write)
     arena      arena_bytes from a page boundary: the cache's index and log
 
 The file ends on a page boundary. Locks are byte ranges far behind the end of the file, where no data can be
@@ -69,6 +71,7 @@ SLOT_ROW_CELLS = 16
 BACKEND_ROW_CELLS = 16
 GATE_CELLS = 8
 GATE_STRIPE_CELLS = 3 * GATE_CELLS
+STICKY_CELLS = 1 << 16
 ROW_ALIGN_BYTES = 128  # two cache lines: the neighbour's prefetcher fetches pairs of them
 
 COUNTER_OVERFLOW_CELLS = 64
@@ -129,6 +132,7 @@ class Layout:
     counters_stride: int
     backends_at: int
     gates_at: int
+    sticky_at: int
     arena_at: int
     total_bytes: int
 
@@ -146,7 +150,8 @@ class Layout:
         counters_stride = _up(g.counter_bytes, ROW_ALIGN_BYTES)
         backends_at = _up(counters_at + (g.slots + 1) * counters_stride, PAGE_BYTES)
         gates_at = _up(backends_at + g.backends * BACKEND_ROW_CELLS * CELL_BYTES, PAGE_BYTES)
-        arena_at = _up(gates_at + g.gates * GATE_STRIPE_CELLS * CELL_BYTES, PAGE_BYTES)
+        sticky_at = _up(gates_at + g.gates * GATE_STRIPE_CELLS * CELL_BYTES, PAGE_BYTES)
+        arena_at = _up(sticky_at + STICKY_CELLS * CELL_BYTES, PAGE_BYTES)
         return cls(
             slots_at=slots_at // CELL_BYTES,
             tally_at=tally_at // CELL_BYTES,
@@ -155,6 +160,7 @@ class Layout:
             counters_stride=counters_stride // CELL_BYTES,
             backends_at=backends_at // CELL_BYTES,
             gates_at=gates_at // CELL_BYTES,
+            sticky_at=sticky_at // CELL_BYTES,
             arena_at=arena_at // CELL_BYTES,
             total_bytes=_up(arena_at + g.arena_bytes, PAGE_BYTES),
         )

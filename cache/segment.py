@@ -16,7 +16,7 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import MutableSequence
+from typing import Protocol
 
 import xxhash
 
@@ -35,6 +35,7 @@ from .layout import (
     LAYOUT_VERSION,
     MAGIC,
     SLOT_LOCKS,
+    STICKY_CELLS,
     Geometry,
     Layout,
 )
@@ -62,6 +63,12 @@ class NoRoom(Exception):
         )
         self.needed_bytes = needed_bytes
         self.free_bytes = free_bytes
+
+
+class Cells(Protocol):
+    """What takes stores of cells: a memoryview, or a test that counts them."""
+
+    def __setitem__(self, index: int, value: int, /) -> None: ...
 
 
 class Segment:
@@ -139,6 +146,12 @@ class Segment:
         """64-bit digest of the configuration; may already belong to the next generation."""
         return self.cells[H_CONFIG_DIGEST]
 
+    @property
+    def sticky(self) -> memoryview:
+        """The cells that say which backend holds a stored response."""
+        at = self.layout.sticky_at
+        return self.cells[at : at + STICKY_CELLS]
+
     def publish_generation(self, generation: int, digest: int) -> None:
         """Announce a configuration whose file is in place: the digest first, the generation last."""
         self.cells[H_CONFIG_DIGEST] = digest
@@ -170,7 +183,7 @@ class Segment:
             self._map.close()
 
 
-def write_header(cells: MutableSequence[int] | memoryview, geometry: Geometry, pid: int, start: int) -> None:
+def write_header(cells: Cells, geometry: Geometry, pid: int, start: int) -> None:
     """Fill the header of a zeroed map; the last store, the version, is what makes it a segment."""
     shape = _shape(geometry)
     cells[H_MAGIC] = MAGIC

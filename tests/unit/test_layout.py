@@ -29,7 +29,8 @@ def test_regions_follow_one_another_without_overlap(g: Geometry) -> None:
         (at.tally_at + g.slots * at.tally_stride, at.counters_at),
         (at.counters_at + (g.slots + 1) * at.counters_stride, at.backends_at),
         (at.backends_at + g.backends * lay.BACKEND_ROW_CELLS, at.gates_at),
-        (at.gates_at + g.gates * lay.GATE_STRIPE_CELLS, at.arena_at),
+        (at.gates_at + g.gates * lay.GATE_STRIPE_CELLS, at.sticky_at),
+        (at.sticky_at + lay.STICKY_CELLS, at.arena_at),
         (at.arena_at + -(-g.arena_bytes // 8), at.total_bytes // 8),
     ]
     assert all(end <= following for end, following in ends)

@@ -1,0 +1,38 @@
+"""OpenAI's Responses API: typed events, ``response.completed`` (or ``incomplete``, ``failed``) as the end.
+
+(https://platform.openai.com/docs/api-reference/responses-streaming)
+"""
+
+from __future__ import annotations
+
+from ..errors import Fault
+from .base import encode, openai_error
+from .events import EventMarker
+
+
+class Responses:
+    """The words of OpenAI's Responses API."""
+
+    def error_body(self, fault: Fault) -> bytes:
+        """``{"error": {"message", "type", "param", "code"}}``."""
+        return encode({"error": openai_error(fault)})
+
+    def error_frame(self, fault: Fault) -> bytes:
+        """An ``error`` event; the ``error`` object inside is what makes the openai SDK raise."""
+        error = {**openai_error(fault), "status": fault.status}
+        data = {
+            "type": "error",
+            "sequence_number": 0,
+            "code": fault.kind.value,
+            "message": fault.message,
+            "param": fault.param,
+            "error": error,
+        }
+        return b"event: error\ndata: " + encode(data) + b"\n\n"
+
+    def stream_end(self) -> EventMarker:
+        """Waits for one of the three terminal events."""
+        return EventMarker(
+            (b"response.completed", b"response.incomplete", b"response.failed"),
+            (b"error", b"response.failed"),
+        )

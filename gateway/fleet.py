@@ -1,0 +1,170 @@
+"""Models and backends as requests see them: one immutable snapshot per configuration generation.
+
+A new snapshot takes over the connection pools of backends that stayed, so a reload closes no connection that is
+still wanted. Health is the one thing that changes inside a snapshot: it is read from shared memory by the worker's
+tick, never by a request. Knows nothing of sockets: pools are made by the function it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ..cache.digest import prefix
+from .alias import Alias
+from .config import Config, Published
+from .config.structs import Backend as BackendConfig
+from .config.structs import UpstreamSettings
+from .endpoints import Endpoint
+from .fingerprint import KEY_SCHEMA
+from .upstream.call import CallTimeouts
+from .upstream.origin import Origin
+from .upstream.pool import Pool
+
+
+class Backend:
+    """One server of one model; ``index`` is its column in the tally and its row in the backend table."""
+
+    __slots__ = ("_heads", "_secret", "identity", "index", "key", "name", "origin", "pool", "up", "weight")
+
+    def __init__(
+        self, index: int, config: BackendConfig, identity: str, secret: str | None, pool: Pool, key: object
+    ) -> None:
+        self.index = index
+        self.identity = identity
+        self.origin = Origin.parse(config.url)
+        self.name = self.origin.uds or f"{self.origin.host}:{self.origin.port}"
+        self.weight = config.weight
+        self.pool = pool
+        self.key = key
+        self.up = True
+        self._secret = secret
+        self._heads: dict[tuple[str, str], str] = {}
+
+    def head(self, method: str, target: str) -> str:
+        """The first lines of a request head to this backend, up to where the client's own fields follow."""
+        known = self._heads.get((method, target))
+        if known is None:
+            known = (
+                f"{method} {self.origin.base_path}{target} HTTP/1.1\r\nhost: {self.origin.host_header}\r\n"
+            )
+            if self._secret:
+                known += f"authorization: Bearer {self._secret}\r\n"
+            if len(self._heads) < 64:  # endpoints are few; targets with ids or queries are not kept for ever
+                self._heads[(method, target)] = known
+        return known
+
+
+class Model:
+    """One configured model with its bounds and backends; satisfies what admission asks for."""
+
+    __slots__ = (
+        *("_key_heads", "backends", "index", "max_concurrent", "max_model_len", "max_queue", "name"),
+        *("queue_timeout_s", "timeouts", "version"),
+    )
+
+    def __init__(
+        self,
+        name: str,
+        index: int,
+        version: str,
+        backends: tuple[Backend, ...],
+        *,
+        timeouts: CallTimeouts,
+        max_concurrent: int,
+        max_queue: int,
+        queue_timeout_s: float,
+        max_model_len: int | None,
+    ) -> None:
+        self.name = name
+        self.index = index
+        self.version = version
+        self.backends = backends
+        self.timeouts = timeouts
+        self.max_concurrent = max_concurrent
+        self.max_queue = max_queue
+        self.queue_timeout_s = queue_timeout_s
+        self.max_model_len = max_model_len
+        self._key_heads: dict[Endpoint, bytes] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether any backend may be tried."""
+        return any(backend.up for backend in self.backends)
+
+    def key_head(self, endpoint: Endpoint) -> bytes:
+        """What a cache key covers besides tenant, query and body: schema version, model, version tag, endpoint."""
+        head = self._key_heads.get(endpoint)
+        if head is None:
+            head = self._key_heads[endpoint] = prefix(
+                KEY_SCHEMA, self.name.encode(), self.version.encode(), endpoint.path.encode()
+            )
+        return head
+
+
+class Route:
+    """What a model name in a request leads to: the model, and the rewriting where the name is an alias."""
+
+    __slots__ = ("alias", "model")
+
+    def __init__(self, model: Model, alias: Alias | None) -> None:
+        self.model = model
+        self.alias = alias
+
+
+class Fleet:
+    """All routes of one configuration generation."""
+
+    __slots__ = ("backends", "config", "generation", "models", "routes")
+
+    def __init__(self, generation: int, config: Config, models: tuple[Model, ...]) -> None:
+        self.generation = generation
+        self.config = config
+        self.models = models
+        self.backends = tuple(backend for model in models for backend in model.backends)
+        self.routes = {model.name: Route(model, None) for model in models}
+        for model in models:
+            for alias in config.models[model.name].aliases:
+                self.routes[alias] = Route(model, Alias(alias, model.name))
+
+
+MakePool = Callable[[BackendConfig, UpstreamSettings], Pool]
+
+
+def build(
+    published: Published, environ: Mapping[str, str], make_pool: MakePool, previous: Fleet | None = None
+) -> Fleet:
+    """The fleet of a published configuration; raises KeyError when a named secret is not in ``environ``."""
+    config = published.config
+    kept = {backend.identity: backend for backend in previous.backends} if previous is not None else {}
+    models = []
+    for name, model in config.models.items():
+        backends = []
+        for backend in model.backends:
+            identity = f"{name}\n{backend.url}"
+            key = (backend.url, backend.tls, config.upstream)
+            old = kept.get(identity)
+            pool = old.pool if old is not None and old.key == key else make_pool(backend, config.upstream)
+            secret = environ[backend.api_key_env] if backend.api_key_env else None
+            made = Backend(published.indices[identity], backend, identity, secret, pool, key)
+            made.up = old.up if old is not None else True
+            backends.append(made)
+        limits = model.timeouts
+        models.append(
+            Model(
+                name,
+                published.model_indices[name],
+                model.version,
+                tuple(backends),
+                timeouts=CallTimeouts(
+                    connect_s=limits.connect_s,
+                    first_byte_s=limits.first_byte_s,
+                    between_chunks_s=limits.between_chunks_s,
+                    total_s=limits.total_s,
+                ),
+                max_concurrent=model.max_concurrent,
+                max_queue=model.max_queue,
+                queue_timeout_s=model.queue_timeout_s,
+                max_model_len=model.max_model_len,
+            )
+        )
+    return Fleet(published.generation, config, tuple(models))

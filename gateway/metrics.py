@@ -1,0 +1,156 @@
+"""Names, labels and buckets of what a worker measures, and the cells it counts in.
+
+The hot path adds to 8-byte cells of the worker's own counter row; the controller finds them by their names and
+renders them (:class:`Family` says how). A series' name in a row is msgpack ``[family, [label values…]]``.
+Histogram cells: one per bucket, not cumulative, the last for +Inf, then the sum in nanoseconds.
+Imported by nothing below the pipeline.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import msgspec
+
+#: Seconds; from 0.25 ms, with the edges of the service level objectives (0.5, 1.5, 2, 3, 4, 5, 8 ms).
+LATENCY_BUCKETS_S = (
+    *(0.00025, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.008, 0.01),
+    *(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
+)
+LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One Prometheus family. ``scale`` turns a cell into the exported unit; ``worker`` adds a worker label."""
+
+    name: str
+    help: str
+    type: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...] = ()
+    buckets_s: tuple[float, ...] = ()
+    scale: float = 1.0
+    worker: bool = False
+
+
+REQUESTS = Family(
+    "penstock_requests_total",
+    "Requests by their true status: a failure inside a stream counts as that failure, not as 200.",
+    "counter",
+    ("model", "endpoint", "status"),
+)
+ADDED = Family(
+    "penstock_added_latency_seconds",
+    "Time the gateway itself added before the first byte of an answer: total minus waiting for the backend.",
+    "histogram",
+    ("endpoint",),
+    LATENCY_BUCKETS_S,
+)
+DURATION = Family(
+    "penstock_request_duration_seconds",
+    "Time from the request's head to the answer's last byte, as the gateway sees it.",
+    "histogram",
+    ("endpoint",),
+    LATENCY_BUCKETS_S,
+)
+RETRIES = Family(
+    "penstock_upstream_retries_total",
+    "Upstream attempts after the first, by their cause.",
+    "counter",
+    ("model", "cause"),
+)
+UPSTREAM_FAULTS = Family(
+    "penstock_upstream_faults_total", "Faults of backends by kind.", "counter", ("model", "backend", "kind")
+)
+PAUSES = Family(
+    "penstock_stream_pauses_total",
+    "Times an upstream was paused because its client read too slowly.",
+    "counter",
+)
+LAG = Family(
+    "penstock_loop_lag_seconds",
+    "How late the worker's 20 ms tick ran: what one step on the loop delays everything else.",
+    "histogram",
+    (),
+    LAG_BUCKETS_S,
+    worker=True,
+)
+LAG_MAX = Family(
+    "penstock_loop_lag_max_seconds",
+    "The greatest loop lag of the last 10 s.",
+    "gauge",
+    scale=1 / _NS,
+    worker=True,
+)
+CONNECTIONS = Family(
+    "penstock_upstream_connections", "Upstream connections.", "gauge", ("backend", "state"), worker=True
+)
+
+#: Every family that a worker's row may hold, by name.
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (*(REQUESTS, ADDED, DURATION, RETRIES, UPSTREAM_FAULTS, PAUSES, LAG, LAG_MAX, CONNECTIONS),)
+}
+
+
+class Row(Protocol):
+    """The counter row of this worker (:class:`penstock.cache.rows.CounterRow`)."""
+
+    cells: memoryview
+
+    def cell(self, key: bytes, width: int = 1) -> int: ...
+
+
+def series(family: Family, *labels: str) -> bytes:
+    """The name of one series in a row."""
+    return msgspec.msgpack.encode([family.name, labels])
+
+
+class Metrics:
+    """What one worker counts; every method is a dictionary look-up and a few stores."""
+
+    __slots__ = ("_cells", "_histograms", "_known", "_row")
+
+    def __init__(self, row: Row) -> None:
+        self._row = row
+        self._cells = row.cells
+        self._known: dict[tuple[object, ...], int] = {}
+        self._histograms: dict[tuple[object, ...], Callable[[int], None]] = {}
+
+    def count(self, family: Family, *labels: str, n: int = 1) -> None:
+        """Adds ``n`` to a counter."""
+        at = self._known.get((family, *labels))
+        if at is None:
+            at = self._known[(family, *labels)] = self._row.cell(series(family, *labels))
+        self._cells[at] += n
+
+    def gauge(self, family: Family, *labels: str, value: int) -> None:
+        """Stores a gauge's value (in the unit that ``family.scale`` turns into the exported one)."""
+        at = self._known.get((family, *labels))
+        if at is None:
+            at = self._known[(family, *labels)] = self._row.cell(series(family, *labels))
+        self._cells[at] = value
+
+    def histogram(self, family: Family, *labels: str) -> Callable[[int], None]:
+        """A function that observes nanoseconds in one series."""
+        observe = self._histograms.get((family, *labels))
+        if observe is None:
+            observe = self._histograms[(family, *labels)] = self._observer(family, *labels)
+        return observe
+
+    def _observer(self, family: Family, *labels: str) -> Callable[[int], None]:
+        bounds = [int(bound * _NS) for bound in family.buckets_s]
+        at = self._row.cell(series(family, *labels), len(bounds) + 2)
+        total = at + len(bounds) + 1
+        cells = self._cells
+
+        def observe(ns: int) -> None:
+            cells[at + bisect_left(bounds, ns)] += 1
+            cells[total] += ns
+
+        return observe

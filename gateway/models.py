@@ -1,0 +1,44 @@
+"""``GET /v1/models`` and ``/v1/models/{id}``: from configuration and health, so they answer while everything sleeps.
+
+(https://platform.openai.com/docs/api-reference/models/list; ``max_model_len`` is vLLM's, ``state`` is ours.)
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from .errors import Fault, Kind
+from .fleet import Fleet, Route
+
+
+def _card(name: str, route: Route) -> dict[str, object]:
+    model = route.model
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "penstock",
+        "root": model.name,
+        "parent": None,
+        "max_model_len": model.max_model_len,
+        "state": "ready" if model.ready else "down",
+    }
+
+
+def list_models(fleet: Fleet) -> bytes:
+    """Every model and alias, in the order of the configuration."""
+    cards = [_card(name, route) for name, route in fleet.routes.items()]
+    return msgspec.json.encode({"object": "list", "data": cards})
+
+
+def show_model(fleet: Fleet, name: str) -> bytes:
+    """One model or alias; raises :class:`Fault` 404 for a name that was never configured."""
+    route = fleet.routes.get(name)
+    if route is None:
+        names = ", ".join(list(fleet.routes)[:50])
+        raise Fault(
+            Kind.MODEL_NOT_FOUND,
+            f"the model '{name[:200]}' does not exist; there are: {names}",
+            param="model",
+        )
+    return msgspec.json.encode(_card(name, route))

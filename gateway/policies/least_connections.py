@@ -1,0 +1,23 @@
+"""The backend with the fewest requests in flight for its weight; equals take turns.
+
+Pure: loads and the turn are arguments. The request to be placed counts in its own favour, ``(n + 1) / weight``,
+so that an idle backend of weight 2 is preferred to an idle one of weight 1 (HAProxy's ``leastconn`` does the same).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def least_connections(inflight: Sequence[int], weights: Sequence[float], turn: int) -> int:
+    """The index of the least loaded; ``turn`` is any growing number, it rotates ties. Lengths are equal, not 0."""
+    count = len(inflight)
+    start = turn % count
+    best = start
+    least = (inflight[start] + 1) / weights[start]
+    for step in range(1, count):
+        index = (start + step) % count
+        load = (inflight[index] + 1) / weights[index]
+        if load < least:
+            best, least = index, load
+    return best

@@ -1,0 +1,55 @@
+"""A request and a response as bytes and plain values: what the pipeline sees of HTTP, whatever the server host is."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class RawRequest:
+    """One HTTP request, its body read.
+
+    ``path`` is percent-decoded (the server host does that); ``query`` is what follows
+    the question mark, without it. ``forwarded`` are the header lines that may go upstream, ready to be sent.
+    ``body`` is the very object that was received.
+    """
+
+    __slots__ = ("body", "content_type", "forwarded", "method", "path", "query", "request_id")
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        query: str,
+        forwarded: str,
+        content_type: str,
+        request_id: str,
+        body: bytes,
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.query = query
+        self.forwarded = forwarded
+        self.content_type = content_type
+        self.request_id = request_id
+        self.body = body
+
+
+class StreamOut(Protocol):
+    """The body of a response that has begun. ``send`` never waits; it raises :class:`ClientGone`."""
+
+    def send(self, data: bytes) -> None: ...
+
+    def acked(self) -> tuple[int, int] | None:
+        """(bytes of this connection the client's kernel has acknowledged, bytes still queued), if known."""
+
+
+class Out(Protocol):
+    """Where a response goes. Exactly one of the two is called, once."""
+
+    def respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None: ...
+
+    def stream(self, status: int, headers: list[tuple[str, str]]) -> StreamOut: ...
+
+
+class ClientGone(Exception):
+    """The client has closed the connection; nothing more can be sent."""

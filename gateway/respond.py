@@ -1,0 +1,77 @@
+"""Header fields between a backend and a client: what is dropped, what is ours (RFC 9110 §7.6.1, hop-by-hop)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+HOP_BY_HOP = frozenset(
+    {
+        *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection"),
+        *("te", "trailer", "transfer-encoding", "upgrade"),
+    }
+)
+
+#: Of a request: hop-by-hop, the client's credentials, what we set ourselves, and ``accept-encoding`` (answers are
+#: relayed, counted and one day cached as the identity encoding). ``expect`` is met by the server host.
+NOT_UPSTREAM = HOP_BY_HOP | {
+    *("authorization", "x-api-key", "api-key", "cookie", "proxy-authorization"),
+    *("host", "content-length", "x-request-id", "accept-encoding", "expect", "cache-control"),
+}
+
+#: Of a response: hop-by-hop, what we set ourselves, and cookies, which would be one client's alone.
+NOT_DOWNSTREAM = HOP_BY_HOP | {
+    "content-length",
+    "x-request-id",
+    "date",
+    "server",
+    "set-cookie",
+    "www-authenticate",
+}
+
+
+class HeaderTable:
+    """Upstream field names as the client gets them; remembers names, so the usual ones cost one look-up."""
+
+    __slots__ = ("_names",)
+
+    _REMEMBERED = 512
+
+    def __init__(self) -> None:
+        self._names: dict[bytes, str | None] = {}
+
+    def downstream(self, fields: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+        """The fields to send on: none that is hop-by-hop, ours, or not ASCII."""
+        names = self._names
+        out = []
+        for raw, value in fields:
+            try:
+                name = names[raw]
+            except KeyError:
+                name = self._learn(raw)
+            if name is not None and value.isascii():
+                out.append((name, value.decode("ascii")))
+        return out
+
+    def _learn(self, raw: bytes) -> str | None:
+        name = raw.decode("latin-1").lower()
+        known = (
+            name
+            if name.isascii() and name not in NOT_DOWNSTREAM and not name.startswith("x-penstock-")
+            else None
+        )
+        if len(self._names) < self._REMEMBERED:
+            self._names[raw] = known
+        return known
+
+
+def content_type(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The media type of a response, lower-case, without parameters; empty when there is none."""
+    for name, value in fields:
+        if len(name) == 12 and name.lower() == b"content-type":
+            return value.partition(b";")[0].strip().lower()
+    return b""
+
+
+def named_by_connection(values: Sequence[str]) -> frozenset[str]:
+    """The fields that a ``Connection`` header declares hop-by-hop."""
+    return frozenset(token.strip().lower() for value in values for token in value.split(","))

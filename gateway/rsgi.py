@@ -1,0 +1,342 @@
+"""The adapter between Granian's RSGI and the pipeline: the only file of the gateway that knows that interface.
+
+What RSGI does not do is done here (`docs/architecture.md`, "What the server host leaves to us"): bodies are bounded
+in size and time, a body that broke off is told from one that ended, a client that leaves is noticed once its request
+has waited a little (:mod:`penstock.gateway.watch`), a failure after the first byte is said in the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from time import perf_counter_ns
+from typing import Any
+
+from granian.rsgi import ProtocolClosed
+
+from .dialects import WORDS
+from .endpoints import ENDPOINTS, Dialect, Endpoint, model_id, stored_response
+from .errors import Fault, Kind
+from .metrics import ADDED, DURATION, REQUESTS
+from .models import list_models, show_model
+from .pipeline import Life
+from .raw import ClientGone, RawRequest
+from .respond import NOT_UPSTREAM, named_by_connection
+from .worker import Worker
+
+log = logging.getLogger(__name__)
+
+_JSON = ("content-type", "application/json")
+_WHOLE_BYTES = 64 << 10  # bodies up to this are taken in one await
+
+
+class Exchange:
+    """One request and its way back: what the pipeline's ``Out`` and ``StreamOut`` are, and what the watch ends."""
+
+    __slots__ = (
+        *("_proto", "_scope", "_transport", "_worker", "aborted", "began_s", "begun", "body_by", "dialect"),
+        *("held_bytes", "life", "request_id", "status", "task", "watching"),
+    )
+
+    def __init__(self, worker: Worker, scope: Any, proto: Any, task: asyncio.Task[Any]) -> None:
+        self._worker = worker
+        self._scope = scope
+        self._proto = proto
+        self._transport: Any = None
+        self.task = task
+        self.began_s = worker.clock()
+        self.body_by = 0.0
+        self.begun = False
+        self.aborted: Fault | None = None
+        self.watching: asyncio.Task[None] | None = None
+        self.dialect = Dialect.OPENAI
+        self.request_id = ""
+        self.status = 0
+        self.held_bytes = 0
+        self.life = Life()
+
+    # ---- Out and StreamOut
+
+    def respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        """Send a whole response. A status outside 200–599 would kill the worker, so it is a bug to pass one."""
+        if not 200 <= status <= 599:
+            raise ValueError(f"status {status}")
+        if self._worker.draining:
+            headers.append(("connection", "close"))
+        self.begun = True
+        self.status = status
+        self._proto.response_bytes(status, headers, body)
+
+    def stream(self, status: int, headers: list[tuple[str, str]]) -> Exchange:
+        """Begin a response whose body follows by ``send``."""
+        if not 200 <= status <= 599:
+            raise ValueError(f"status {status}")
+        if self._worker.draining:
+            headers.append(("connection", "close"))
+        self.begun = True
+        self.status = status
+        self._transport = self._proto.response_stream(status, headers)
+        return self
+
+    def send(self, data: bytes) -> None:
+        """Hand bytes to the server host, which never waits; raises :class:`ClientGone`."""
+        try:
+            self._transport.send_bytes(data)  # eager: the awaitable it gives back is already done
+        except ProtocolClosed:
+            raise ClientGone from None
+
+    def acked(self) -> tuple[int, int] | None:
+        """What the client's kernel has acknowledged of this connection, and what is still queued for it."""
+        scope = self._scope
+        if scope.http_version != "1.1" and scope.http_version != "1":
+            return None  # streams of one HTTP/2 connection cannot be told apart by its bytes
+        known = self._worker.meter.acked(scope.client, scope.server)
+        return None if known is None else (known.bytes_acked, known.wqueue)
+
+    # ---- ended from outside
+
+    def abort(self, fault: Fault) -> None:
+        """End the request wherever it waits; what it is told is ``fault``."""
+        if self.aborted is None:
+            self.aborted = fault
+            self.task.cancel()
+
+    async def gone(self) -> None:
+        """Wait for the client to close its connection, then end the request."""
+        await self._proto.client_disconnect()
+        self.abort(Fault(Kind.CLIENT_CLOSED, "the client left"))
+
+    # ---- the request's bytes
+
+    def read_head(self) -> tuple[RawRequest, int | None]:
+        """The request without its body, and the length of the body: None when it is chunked or, over HTTP/2, open."""
+        scope = self._scope
+        length: str | None = None
+        chunked = has_host = False
+        content_type = request_id = ""
+        dropped: frozenset[str] = frozenset()
+        lines = []
+        pairs = scope.headers.items()
+        for name, value in pairs:
+            if name not in NOT_UPSTREAM:
+                if name == "content-type":
+                    content_type = value
+                elif name.startswith("x-penstock-"):
+                    continue
+                lines.append(f"{name}: {value}\r\n")
+            elif name == "content-length":
+                length = value
+            elif name == "host":
+                has_host = True
+            elif name == "x-request-id":
+                request_id = request_id or value
+            elif name == "transfer-encoding":
+                chunked = True
+            elif name == "connection" and value.lower() not in ("keep-alive", "close"):
+                dropped = named_by_connection([value])
+        if dropped:
+            lines = [line for line in lines if line.partition(":")[0] not in dropped]
+        if not (0 < len(request_id) <= 128 and request_id.isascii() and request_id.isprintable()):
+            request_id = self._worker.new_request_id()
+        self.request_id = request_id
+        if not has_host and scope.authority is None:
+            raise Fault(Kind.MISSING_HOST, "the request has no Host header")
+        raw = RawRequest(
+            scope.method, scope.path, scope.query_string, "".join(lines), content_type, request_id, b""
+        )
+        if chunked or (length is None and scope.http_version == "2"):
+            return raw, None
+        return raw, int(length) if length is not None and length.isdigit() else 0
+
+    async def read_body(self, raw: RawRequest, length: int | None) -> None:
+        """Read the body into ``raw``, bounded in size and in time; raises :class:`Fault` 400, 408, 413 or 429."""
+        if length == 0:
+            return
+        worker = self._worker
+        limits = worker.fleet.config.limits
+        if length is not None and length > limits.max_body:
+            raise Fault(Kind.BODY_TOO_LARGE, f"the body is over limits.max_body ({limits.max_body} bytes)")
+        self.held_bytes = worker.hold(length if length is not None else limits.max_body)
+        now = worker.clock()
+        listen = worker.fleet.config.listen
+        self.body_by = now + listen.body_timeout_s
+        if length is not None and length <= _WHOLE_BYTES:
+            raw.body = await self._proto()
+        else:
+            raw.body = await self._gather(limits.max_body, now + listen.read_timeout_s, listen.body_timeout_s)
+        self.body_by = 0.0
+        if length is not None and len(raw.body) != length:
+            raise Fault(Kind.BODY_BROKEN, "the body ended before its Content-Length")
+
+    async def _gather(self, limit: int, total_by: float, idle_s: float) -> bytes:
+        """A long or chunked body. A chunked one that broke off ends in two empty chunks, a whole one in one."""
+        chunks: list[bytes] = []
+        size = empty = 0
+        clock = self._worker.clock
+        async for chunk in self._proto:
+            if chunk:
+                size += len(chunk)
+                empty = 0
+                if size > limit:
+                    raise Fault(Kind.BODY_TOO_LARGE, f"the body is over limits.max_body ({limit} bytes)")
+                chunks.append(chunk)
+                self.body_by = min(clock() + idle_s, total_by)
+            else:
+                empty += 1
+        if empty > 1:
+            raise Fault(Kind.BODY_BROKEN, "the chunked body broke off")
+        return b"".join(chunks)
+
+
+class App:
+    """The RSGI application of one worker."""
+
+    def __init__(self, worker: Worker, admin: Callable[[Any, Any], Any] | None = None) -> None:
+        self.worker = worker
+        self._admin = admin
+
+    async def __rsgi__(self, scope: Any, proto: Any) -> None:
+        """Answer one request; nothing leaves here but cancellation of the loop itself."""
+        if scope.proto != "http":
+            return
+        task = asyncio.current_task()
+        assert task is not None  # Granian runs each request as a task
+        exchange = Exchange(self.worker, scope, proto, task)
+        watch = self.worker.watch
+        watch.add(exchange)
+        endpoint: Endpoint | None = None
+        started = perf_counter_ns()
+        path = scope.path
+        try:
+            raw, length = exchange.read_head()
+            endpoint = ENDPOINTS.get(path)
+            if endpoint is not None and raw.method == "POST":
+                exchange.dialect = endpoint.dialect
+                await exchange.read_body(raw, length)
+                started = perf_counter_ns()
+                await self.worker.pipeline.serve(endpoint, raw, exchange, exchange.life)
+            else:
+                await self._other(exchange, endpoint, raw, length, scope, proto)
+        except Fault as fault:
+            self._fail(exchange, fault)
+        except ClientGone:
+            exchange.life.status = 499
+        except asyncio.CancelledError:
+            if exchange.aborted is None:
+                raise
+            task.uncancel()
+            self._fail(exchange, exchange.aborted)
+        except Exception:
+            log.exception("internal_error path=%s", path)
+            self._fail(exchange, Fault(Kind.INTERNAL, "the gateway failed; its log says why"))
+        finally:
+            watch.remove(exchange)
+            if exchange.held_bytes:
+                self.worker.release(exchange.held_bytes)
+            self._record(exchange, endpoint, path, started)
+
+    def _fail(self, exchange: Exchange, fault: Fault) -> None:
+        exchange.life.status = fault.status
+        if fault.kind in (Kind.CLIENT_CLOSED, Kind.CLIENT_STALLED):
+            return
+        words = WORDS[exchange.dialect]
+        if exchange.begun:
+            relay = exchange.life.relay
+            log.warning(
+                "stream_failed model=%s cause=%s request_id=%s",
+                *(exchange.life.model, fault.kind.value, exchange.request_id),
+            )
+            if relay is None or not relay.events:
+                return  # a body of known length: ending it short is all that can be said
+            broken = b"" if relay.last.endswith((b"\n\n", b"\r\n\r\n")) else b"\n\n"
+            try:
+                exchange.send(broken + words.error_frame(fault))
+            except ClientGone:
+                exchange.life.status = 499
+            return
+        headers = [
+            _JSON,
+            ("x-request-id", exchange.request_id or self.worker.new_request_id()),
+            *fault.headers,
+        ]
+        if fault.retry_after_s is not None:
+            headers.append(("retry-after", str(max(1, round(fault.retry_after_s)))))
+            headers.append(("retry-after-ms", str(round(fault.retry_after_s * 1000))))
+        exchange.respond(fault.status, headers, words.error_body(fault))
+
+    def _record(self, exchange: Exchange, endpoint: Endpoint | None, path: str, started: int) -> None:
+        life = exchange.life
+        status = life.status or exchange.status
+        total = perf_counter_ns() - started
+        name = endpoint.path if endpoint is not None else "other"
+        metrics = self.worker.metrics
+        metrics.count(REQUESTS, life.model, name, str(status))
+        if endpoint is not None:
+            metrics.histogram(DURATION, name)(total)
+            if life.relay is None:
+                metrics.histogram(ADDED, name)(max(0, total - life.upstream_ns - life.queued_ns))
+        if self.worker.debug:
+            log.debug(
+                "request method=%s path=%s model=%s status=%d ms=%.3f request_id=%s",
+                *("POST" if endpoint else "-", path, life.model, status, total / 1e6, exchange.request_id),
+            )
+
+    # ---- everything that is not proxied with a body
+
+    async def _other(
+        self,
+        exchange: Exchange,
+        endpoint: Endpoint | None,
+        raw: RawRequest,
+        length: int | None,
+        scope: Any,
+        proto: Any,
+    ) -> None:
+        path, method = raw.path, raw.method
+        if endpoint is not None:
+            raise _method_not_allowed(path, ("POST",))
+        if path == "/v1/models" or path == "/health" or path == "/ready":
+            if method != "GET":
+                raise _method_not_allowed(path, ("GET",))
+            self._own(exchange, path)
+            return
+        name = model_id(path)
+        if name is not None:
+            if method != "GET":
+                raise _method_not_allowed(path, ("GET",))
+            self._json(exchange, 200, show_model(self.worker.fleet, name))
+            return
+        stored = stored_response(method, path)
+        if isinstance(stored, frozenset):
+            raise _method_not_allowed(path, tuple(sorted(stored)))
+        if stored is not None:
+            await exchange.read_body(raw, length)
+            await self.worker.pipeline.stored(stored, raw, exchange, exchange.life)
+            return
+        if self._admin is not None and self.worker.is_admin_path(path):
+            await self._admin(scope, proto)
+            exchange.status = 200
+            return
+        raise Fault(Kind.NOT_FOUND, f"there is no {method} {path[:200]} here")
+
+    def _own(self, exchange: Exchange, path: str) -> None:
+        worker = self.worker
+        if path == "/health":
+            self._json(exchange, 200, b'{"status":"ok"}')
+        elif path == "/v1/models":
+            self._json(exchange, 200, list_models(worker.fleet))
+        elif worker.draining:
+            raise Fault(Kind.DRAINING, "this node is draining", retry_after_s=5.0)
+        elif any(model.ready for model in worker.fleet.models):
+            self._json(exchange, 200, b'{"status":"ready"}')
+        else:
+            raise Fault(Kind.NO_BACKEND, "no model has a healthy backend", retry_after_s=2.0)
+
+    def _json(self, exchange: Exchange, status: int, body: bytes) -> None:
+        exchange.respond(status, [_JSON, ("x-request-id", exchange.request_id)], body)
+
+
+def _method_not_allowed(path: str, allowed: tuple[str, ...]) -> Fault:
+    text = ", ".join(allowed)
+    return Fault(Kind.METHOD_NOT_ALLOWED, f"{path} takes {text}", headers=(("allow", text),))

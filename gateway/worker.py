@@ -1,0 +1,226 @@
+"""What one worker's requests share, and what happens between them: health, reloads, deadlines, the drain.
+
+``tick`` is called every 20 ms by the worker process; it costs a request nothing that there is one clock for all
+deadlines. Knows shared memory and the pipeline; processes, signals and files are the caller's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Mapping
+from itertools import count
+
+import xxhash
+
+from ..cache.rows import CounterRow, Tally, TallyRow
+from ..cache.segment import Segment
+from ..cache.table import DOWN, BackendTable
+from .ack import AckMeter
+from .config import Published
+from .config.structs import Backend as BackendConfig
+from .config.structs import BackendTls, UpstreamSettings
+from .errors import Fault, Kind
+from .fleet import Backend, build
+from .metrics import CONNECTIONS, LAG, LAG_MAX, Metrics
+from .pipeline import Pipeline
+from .sticky import Sticky
+from .upstream.connector import Connector
+from .upstream.dns import Resolver
+from .upstream.origin import Origin
+from .upstream.pool import Pool
+from .upstream.tls import TlsClient
+from .watch import Watch
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.02
+_HEALTH_EVERY = 5  # ticks
+_SECOND = 50  # ticks
+_LAG_WINDOW = 500  # ticks
+#: Bodies over this always ask all workers what the node holds; smaller ones only once this worker holds much itself.
+_ASK_NODE_BYTES = 64 << 10
+
+
+class Worker:
+    """The data plane of one process."""
+
+    def __init__(
+        self,
+        segment: Segment,
+        slot: int,
+        published: Published,
+        *,
+        workers: int,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        environ: Mapping[str, str],
+        is_admin_path: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        self.clock = clock
+        self.is_admin_path = is_admin_path
+        self.draining = False
+        self.debug = False
+        self.meter = AckMeter()
+        self.metrics = Metrics(CounterRow(segment, slot))
+        self.watch = Watch(loop)
+        self._loop = loop
+        self._environ = environ
+        self._workers = workers
+        self._row = TallyRow(segment, slot)
+        self._tally = Tally(segment)
+        self._table = BackendTable(segment)
+        self._resolver = Resolver(loop=loop, clock=clock, ttl_s=published.config.upstream.dns_ttl_s)
+        self._ids = count()
+        self._id_prefix = os.urandom(8).hex()
+        self._ticks = 0
+        self._lag_max_ns = 0
+        self._held = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.fleet = build(published, environ, self._make_pool)
+        self.pipeline = Pipeline(
+            fleet=self.fleet,
+            row=self._row,
+            tally=self._tally,
+            slot=slot,
+            sticky=Sticky(segment.sticky),
+            metrics=self.metrics,
+            loop=loop,
+            clock=clock,
+        )
+        self._observe_lag = self.metrics.histogram(LAG)
+        self._read_health()
+
+    # ---- for requests
+
+    def new_request_id(self) -> str:
+        """Unique on this node and, by 64 random bits a process, elsewhere."""
+        return f"{self._id_prefix}{next(self._ids):012x}"
+
+    def hold(self, size: int) -> int:
+        """Count bytes about to be held for a body; raises :class:`Fault` 429 when the node holds too much."""
+        limit = self.fleet.config.limits.max_buffered
+        if (size > _ASK_NODE_BYTES or self._held > limit // (4 * self._workers)) and (
+            self._tally.held_total() + size > limit
+        ):
+            raise Fault(
+                Kind.BUFFERS_FULL,
+                "this node holds as many bytes as limits.max_buffered allows",
+                retry_after_s=1.0,
+            )
+        self._held += size
+        self._row.add_held(0, size)
+        return size
+
+    def release(self, size: int) -> None:
+        """Give them back."""
+        self._held -= size
+        self._row.add_held(0, -size)
+
+    # ---- between requests
+
+    def tick(self, now: float, lag_s: float) -> None:
+        """Called every :data:`TICK_S`; ``lag_s`` is how much later than that it came."""
+        self._ticks += 1
+        lag_ns = max(0, int(lag_s * 1e9))
+        self._observe_lag(lag_ns)
+        self._lag_max_ns = max(self._lag_max_ns, lag_ns)
+        fleet = self.fleet
+        self.watch.tick(now, fleet.config.listen.write_timeout_s)
+        self.pipeline.admission.tick(now)
+        for backend in fleet.backends:
+            backend.pool.tick(now)
+        if self._ticks % _HEALTH_EVERY == 0:
+            self._read_health()
+        if self._ticks % _SECOND == 0:
+            self.debug = log.isEnabledFor(logging.DEBUG)
+            self.metrics.gauge(LAG_MAX, value=self._lag_max_ns)
+            for backend in fleet.backends:
+                pool = backend.pool
+                self.metrics.gauge(CONNECTIONS, backend.name, "idle", value=pool.idle)
+                self.metrics.gauge(CONNECTIONS, backend.name, "active", value=pool.active)
+        if self._ticks % _LAG_WINDOW == 0:
+            self._lag_max_ns = 0
+
+    def _read_health(self) -> None:
+        for backend in self.fleet.backends:
+            state = self._table.read(backend.index)
+            if state is None or state.identity != xxhash.xxh3_64_intdigest(backend.identity.encode()):
+                continue  # never written, torn, or of another generation: the last good word stands
+            up = state.health != DOWN
+            if up is not backend.up:
+                backend.up = up
+                log.info("backend_%s backend=%s", "up" if up else "down", backend.name)
+
+    def swap(self, published: Published) -> None:
+        """Take a new configuration; requests in flight finish on what they began with."""
+        old = self.fleet
+        self.fleet = build(published, self._environ, self._make_pool, old)
+        self.pipeline.fleet = self.fleet
+        self._read_health()
+        kept = {backend.pool for backend in self.fleet.backends}
+        for backend in old.backends:
+            if backend.pool not in kept:
+                self._close(backend)
+        log.info("configuration_loaded generation=%d", published.generation)
+
+    def _close(self, backend: Backend) -> None:
+        # calls in progress keep their own deadlines as long as somebody ticks their pool
+        async def close() -> None:
+            closing = self._loop.create_task(backend.pool.close(grace_s=24 * 3600.0))
+            while not closing.done():
+                await asyncio.wait({closing}, timeout=TICK_S)
+                backend.pool.tick(self.clock())
+
+        task = self._loop.create_task(close())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ---- the drain
+
+    def begin_drain(self) -> None:
+        """``/ready`` turns 503 and every answer asks its client to close the connection."""
+        self.draining = True
+
+    @property
+    def inflight(self) -> int:
+        """Requests that are being answered."""
+        return len(self.watch)
+
+    def cut(self) -> None:
+        """End every request that is still open: streams by their error frame, waiters by 503."""
+        self.watch.abort_all(Fault(Kind.DRAINING, "this node is shutting down", retry_after_s=1.0))
+
+    async def close(self) -> None:
+        """Close every upstream connection."""
+        for backend in self.fleet.backends:
+            await backend.pool.close()
+        self._resolver.close()
+        self.meter.close()
+
+    # ---- pools
+
+    def _make_pool(self, config: BackendConfig, settings: UpstreamSettings) -> Pool:
+        origin = Origin.parse(config.url)
+        tls = None
+        if origin.scheme == "https":
+            wanted = config.tls or BackendTls()
+            tls = TlsClient(
+                clock=self.clock,
+                ca=wanted.ca,
+                insecure=wanted.insecure,
+                server_name=wanted.server_name,
+                session_s=settings.tls_session_s,
+            )
+        connections = settings.connections
+        share = self._workers
+        return Pool(
+            origin,
+            loop=self._loop,
+            clock=self.clock,
+            connector=Connector(loop=self._loop, clock=self.clock, resolver=self._resolver, tls=tls),
+            min_idle=-(-connections.min_idle // share),
+            max_idle=-(-connections.max_idle // share),
+            idle_s=connections.idle_s,
+        )
