@@ -52,9 +52,8 @@ class Subject(Protocol):
 class Direct:
     """The backends, with nothing between."""
 
-    name = "direct"
-
-    def __init__(self, ports: dict[str, int], child: Child) -> None:
+    def __init__(self, ports: dict[str, int], child: Child, name: str = "direct") -> None:
+        self.name = name
         self._ports = ports
         self._child = child
 
