@@ -85,7 +85,9 @@ bench-scale: tools
 	$(BIN)/python -m penstock.loadtests.bench --scale $(ARGS)
 
 docs: install
-	$(BIN)/python -m tests.support.reference --write
+	$(BIN)/python -c 'import json; from penstock.gateway.config import schema; print(json.dumps(schema(), indent=2))' \
+		> config.schema.json
+	$(BIN)/python -m penstock.gateway.config.reference > docs/configuration.md
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .import_linter_cache
