@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml requirements.lock
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
 		then apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y python3-venv; \
 		else echo "python3-venv is needed: apt install python3-venv" >&2; exit 1; fi; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock setuptools
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock --no-build-isolation -e '.[dev]'
 	@rm -rf $(LINKS) && mkdir -p $(LINKS)/penstock
@@ -52,7 +52,7 @@ tools: install
 		else echo "not installed:$$missing; what needs them is skipped" >&2; fi; }
 
 run: install
-	@exec $(BIN)/penstock serve $(if $(CONFIG),-c $(CONFIG))
+	@exec $(BIN)/penstock serve $(if $(CONFIG),-c $(CONFIG)) $(ARGS)
 
 test: install
 	$(PYTEST) $(ARGS)
