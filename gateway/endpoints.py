@@ -7,8 +7,8 @@ is the one in this table, never the client's.
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
-from urllib.parse import quote
 
 from . import schema
 
@@ -58,6 +58,9 @@ ENDPOINTS: dict[str, Endpoint] = _table()
 RESPONSES = ENDPOINTS["/v1/responses"]
 
 
+_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._~-]{0,127}")
+
+
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
     """A call about one stored response: ``GET``/``DELETE /v1/responses/{id}``, ``POST …/{id}/cancel``."""
@@ -70,14 +73,14 @@ class StoredResponse:
 def stored_response(method: str, path: str) -> StoredResponse | frozenset[str] | None:
     """The stored response that a path names; the allowed methods where the method is wrong; None for other paths.
 
-    An id is 1 to 128 unreserved characters (RFC 3986), so it cannot smuggle a path or a query upstream.
+    An id is 1 to 128 unreserved characters (RFC 3986) and no dot segment, so it cannot smuggle a path or a query upstream.
     """
     if not path.startswith("/v1/responses/"):
         return None
     rest, cancel = path[len("/v1/responses/") :], False
     if rest.endswith("/cancel"):
         rest, cancel = rest[: -len("/cancel")], True
-    if not 0 < len(rest) <= 128 or quote(rest, safe="") != rest:
+    if _ID.fullmatch(rest) is None:
         return None
     allowed = frozenset({"POST"} if cancel else {"GET", "DELETE"})
     if method not in allowed:

@@ -21,13 +21,16 @@ KEY_SCHEMA = b"1"
 #: Fields that never change an answer: who asks, not what is asked (``semantics.md``, "Cache").
 DENIED = frozenset({"user", "metadata", "request_id", "session_id", "priority", "cache"})
 
+_NO_QUERY = prefix(b"")
+
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
-def fingerprint(request: Request, key_head: bytes, tenant: str, model: str, query: str) -> Key | NoCache:
+def fingerprint(request: Request, key_head: bytes, model: str, query: str) -> Key | NoCache:
     """The key of a cacheable request, else why it is not.
 
-    ``key_head`` covers schema version, model, version tag and endpoint (:meth:`penstock.gateway.fleet.Model.key_head`).
+    ``key_head`` covers schema version, tenant, model, version tag and endpoint
+    (:meth:`penstock.gateway.fleet.Model.key_head`).
     """
     veto = _veto(request)
     if veto is not None:
@@ -39,7 +42,7 @@ def fingerprint(request: Request, key_head: bytes, tenant: str, model: str, quer
     # the alias that was used is no part of the question: the resolved model stands in the head
     if request.model != model:
         fields = {**fields, "model": model}
-    return key_of(key_head + prefix(tenant.encode(), query.encode()), _encode(fields))
+    return key_of(key_head + prefix(query.encode()) if query else key_head + _NO_QUERY, _encode(fields))
 
 
 def _veto(request: Request) -> NoCache | None:

@@ -20,6 +20,9 @@ from .upstream.call import CallTimeouts
 from .upstream.origin import Origin
 from .upstream.pool import Pool
 
+#: Key heads remembered per model: tenants may be many.
+_KEY_HEADS = 4096
+
 
 class Backend:
     """One server of one model; ``index`` is its column in the tally and its row in the backend table."""
@@ -84,20 +87,28 @@ class Model:
         self.max_queue = max_queue
         self.queue_timeout_s = queue_timeout_s
         self.max_model_len = max_model_len
-        self._key_heads: dict[Endpoint, bytes] = {}
+        self._key_heads: dict[tuple[Endpoint, str], bytes] = {}
 
     @property
     def ready(self) -> bool:
         """Whether any backend may be tried."""
         return any(backend.up for backend in self.backends)
 
-    def key_head(self, endpoint: Endpoint) -> bytes:
-        """What a cache key covers besides tenant, query and body: schema version, model, version tag, endpoint."""
-        head = self._key_heads.get(endpoint)
+    def key_head(self, endpoint: Endpoint, tenant: str) -> bytes:
+        """What a cache key covers besides query and body: schema version, tenant, model, version tag, endpoint."""
+        head = self._key_heads.get((endpoint, tenant))
         if head is None:
-            head = self._key_heads[endpoint] = prefix(
-                KEY_SCHEMA, self.name.encode(), self.version.encode(), endpoint.path.encode()
+            head = prefix(
+                *(
+                    KEY_SCHEMA,
+                    tenant.encode(),
+                    self.name.encode(),
+                    self.version.encode(),
+                    endpoint.path.encode(),
+                )
             )
+            if len(self._key_heads) < _KEY_HEADS:
+                self._key_heads[(endpoint, tenant)] = head
         return head
 
 

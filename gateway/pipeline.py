@@ -29,7 +29,7 @@ from .parse import Parser, Request
 from .policies.least_connections import least_connections
 from .raw import Out, RawRequest
 from .relay import Relay
-from .respond import HeaderTable, content_type
+from .respond import HeaderTable, is_event_stream
 from .retry import Again, RetryBudget, after_fault, after_status
 from .sticky import Sticky
 from .upstream.call import Call
@@ -93,7 +93,7 @@ class Pipeline:
         route = self._route(request)
         model = route.model
         life.model = model.name
-        key = fingerprint(request, model.key_head(endpoint), TENANT, model.name, raw.query)
+        key = fingerprint(request, model.key_head(endpoint, TENANT), model.name, raw.query)
         body = request.body if route.alias is None else route.alias.rewrite(request)
         await self._admit(model, life)
         try:
@@ -103,7 +103,7 @@ class Pipeline:
                 model, "POST", target, raw, body, life, pinned
             )
             try:
-                headers = self._head(call, raw, backend, attempts)
+                headers, media = self._head(call, raw, backend, attempts)
                 if isinstance(key, NoCache):
                     headers.append(("x-penstock-cache", Outcome.BYPASS.value))
                     headers.append(("x-penstock-cache-reason", key.value))
@@ -111,7 +111,7 @@ class Pipeline:
                     headers.append(("x-penstock-cache", Outcome.MISS.value))
                 if endpoint is RESPONSES:
                     self._remember(call, backend)
-                await self._answer(endpoint, call, headers, out, life)
+                await self._answer(endpoint, call, headers, media, out, life)
             finally:
                 call.abort()
                 lease.settle()
@@ -137,7 +137,8 @@ class Pipeline:
                 try:
                     if call.status == 404 and number < len(candidates):
                         continue
-                    await self._answer(RESPONSES, call, self._head(call, raw, candidate, number), out, life)
+                    headers, media = self._head(call, raw, candidate, number)
+                    await self._answer(RESPONSES, call, headers, media, out, life)
                     return
                 finally:
                     call.abort()
@@ -270,17 +271,25 @@ class Pipeline:
 
     # ---- relay or respond
 
-    def _head(self, call: Call, raw: RawRequest, backend: Backend, attempts: int) -> list[tuple[str, str]]:
-        headers = self._headers.downstream(call.headers)
+    def _head(
+        self, call: Call, raw: RawRequest, backend: Backend, attempts: int
+    ) -> tuple[list[tuple[str, str]], str]:
+        headers, media = self._headers.downstream(call.headers)
         headers.append(("x-request-id", raw.request_id))
         headers.append(("x-penstock-backend", backend.name))
         headers.append(("x-penstock-attempts", str(attempts)))
-        return headers
+        return headers, media
 
     async def _answer(
-        self, endpoint: Endpoint, call: Call, headers: list[tuple[str, str]], out: Out, life: Life
+        self,
+        endpoint: Endpoint,
+        call: Call,
+        headers: list[tuple[str, str]],
+        media: str,
+        out: Out,
+        life: Life,
     ) -> None:
-        events = content_type(call.headers) == b"text/event-stream"
+        events = is_event_stream(media)
         life.status = call.status
         if call.complete and not events:
             out.respond(call.status, headers, call.body)

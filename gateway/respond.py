@@ -39,9 +39,10 @@ class HeaderTable:
     def __init__(self) -> None:
         self._names: dict[bytes, str | None] = {}
 
-    def downstream(self, fields: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
-        """The fields to send on: none that is hop-by-hop, ours, or not ASCII."""
+    def downstream(self, fields: Iterable[tuple[bytes, bytes]]) -> tuple[list[tuple[str, str]], str]:
+        """The fields to send on (none that is hop-by-hop, ours, or not ASCII) and the Content-Type among them."""
         names = self._names
+        media = ""
         out = []
         for raw, value in fields:
             try:
@@ -49,8 +50,11 @@ class HeaderTable:
             except KeyError:
                 name = self._learn(raw)
             if name is not None and value.isascii():
-                out.append((name, value.decode("ascii")))
-        return out
+                text = value.decode("ascii")
+                out.append((name, text))
+                if name == "content-type":
+                    media = text
+        return out, media
 
     def _learn(self, raw: bytes) -> str | None:
         name = raw.decode("latin-1").lower()
@@ -64,12 +68,9 @@ class HeaderTable:
         return known
 
 
-def content_type(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The media type of a response, lower-case, without parameters; empty when there is none."""
-    for name, value in fields:
-        if len(name) == 12 and name.lower() == b"content-type":
-            return value.partition(b";")[0].strip().lower()
-    return b""
+def is_event_stream(content_type: str) -> bool:
+    """Whether a Content-Type is that of server-sent events, whatever its case and parameters."""
+    return content_type[:17].lower() == "text/event-stream"
 
 
 def named_by_connection(values: Sequence[str]) -> frozenset[str]:

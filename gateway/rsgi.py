@@ -18,7 +18,7 @@ from granian.rsgi import ProtocolClosed
 from .dialects import WORDS
 from .endpoints import ENDPOINTS, Dialect, Endpoint, model_id, stored_response
 from .errors import Fault, Kind
-from .metrics import ADDED, DURATION, REQUESTS
+from .metrics import ADDED, DURATION
 from .models import list_models, show_model
 from .pipeline import Life
 from .raw import ClientGone, RawRequest
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _JSON = ("content-type", "application/json")
 _WHOLE_BYTES = 64 << 10  # bodies up to this are taken in one await
+
+_UNCOUNTED_BYTES = 4 << 10  # as much per connection is not worth counting against limits.max_buffered
 
 
 class Exchange:
@@ -157,14 +159,16 @@ class Exchange:
         limits = worker.fleet.config.limits
         if length is not None and length > limits.max_body:
             raise Fault(Kind.BODY_TOO_LARGE, f"the body is over limits.max_body ({limits.max_body} bytes)")
-        self.held_bytes = worker.hold(length if length is not None else limits.max_body)
-        now = worker.clock()
+        if length is None or length > _UNCOUNTED_BYTES:
+            self.held_bytes = worker.hold(length if length is not None else limits.max_body)
         listen = worker.fleet.config.listen
-        self.body_by = now + listen.body_timeout_s
+        self.body_by = self.began_s + listen.body_timeout_s
         if length is not None and length <= _WHOLE_BYTES:
             raw.body = await self._proto()
         else:
-            raw.body = await self._gather(limits.max_body, now + listen.read_timeout_s, listen.body_timeout_s)
+            raw.body = await self._gather(
+                limits.max_body, self.began_s + listen.read_timeout_s, listen.body_timeout_s
+            )
         self.body_by = 0.0
         if length is not None and len(raw.body) != length:
             raise Fault(Kind.BODY_BROKEN, "the body ended before its Content-Length")
@@ -271,7 +275,7 @@ class App:
         total = perf_counter_ns() - started
         name = endpoint.path if endpoint is not None else "other"
         metrics = self.worker.metrics
-        metrics.count(REQUESTS, life.model, name, str(status))
+        metrics.request(life.model, name, status)
         if endpoint is not None:
             metrics.histogram(DURATION, name)(total)
             if life.relay is None:
