@@ -100,17 +100,21 @@ class Rig:
     book: Book
 
     def gateway(
-        self, name: str = "gateway", level: str = "INFO", more: dict[str, object] | None = None
+        self, name: str = "gateway", level: str = "INFO", *, model: str | None = None, concurrent: int = 1100
     ) -> Gateway:
-        """Start the gateway with one worker on the core under test, in front of all the rig's backends."""
+        """Start the gateway with one worker on the core under test.
+
+        It stands in front of all the rig's backends, or of one ``model``'s; each may have ``concurrent`` requests.
+        """
+        backends = self.backends if model is None else {model: self.backends[model]}
         gateway = Gateway(
             self.folder,
-            self.backends,
+            backends,
             cores=[self.core],
             machine=self.machine,
             name=name,
             level=level,
-            more=more,
+            concurrent=concurrent,
         )
         if not self.book.layout:
             self.book.layout = gateway.layout()

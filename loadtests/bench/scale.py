@@ -62,7 +62,7 @@ def curve(folder: Path, cores: list[int], book: Book, *, rounds: int, seconds: f
 
 def _gateway(folder: Path, nginxes: list[Nginx], cores: list[int], count: int) -> Gateway:
     backends = [{"url": f"http://127.0.0.1:{nginx.plain_port}"} for nginx in nginxes]
-    models = {payload.MODEL: {"max_concurrent": 6000, "backends": backends}}
+    models = {payload.MODEL: {"max_concurrent": 2000, "backends": backends}}
     return Gateway(
         folder, {}, cores=cores[:count], machine=cores, name=f"scale-{count}", more={"models": models}
     )

@@ -25,6 +25,7 @@ from .rig.process import (
 )
 
 REQUESTS = "penstock_requests_total"
+_CONCURRENT = 1100
 
 
 class Subject(Protocol):
@@ -131,6 +132,7 @@ class Gateway:
         machine: Iterable[int],
         name: str = "gateway",
         level: str = "INFO",
+        concurrent: int = _CONCURRENT,
         more: dict[str, object] | None = None,
     ) -> None:
         self.name = name
@@ -142,7 +144,7 @@ class Gateway:
             "workers": {"count": len(cores), "cores": cores, "drain_delay_s": 0},
             "log": {"level": level},
             "models": {
-                model: {"max_concurrent": 6000, "backends": [{"url": f"http://127.0.0.1:{port}"}]}
+                model: {"max_concurrent": concurrent, "backends": [{"url": f"http://127.0.0.1:{port}"}]}
                 for model, port in backends.items()
             },
             **(more or {}),

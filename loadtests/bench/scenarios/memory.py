@@ -24,7 +24,7 @@ _LAG = "penstock_loop_lag_seconds"
 
 def slow_streams(rig: Rig) -> None:
     """Thousands of streams at once through one worker, an event a second each: memory, lag, and every byte."""
-    gateway = rig.gateway()
+    gateway = rig.gateway(model=payload.PACED_MODEL, concurrent=rig.streams + 100)
     try:
         asyncio.run(_warm(gateway.url(payload.PACED_MODEL)))
         before_kib, lag = gateway.anonymous_kib(), gateway.metrics()
@@ -52,7 +52,7 @@ def slow_streams(rig: Rig) -> None:
 
 def idle_clients(rig: Rig) -> None:
     """Keep-alive clients that asked once and now wait: memory for each."""
-    gateway = rig.gateway()
+    gateway = rig.gateway(model=payload.MODEL)
     try:
         asyncio.run(_warm(gateway.url(payload.MODEL)))
         before_kib = gateway.anonymous_kib()
