@@ -19,7 +19,7 @@ def decode(request: Request) -> dict[str, Any]:
     """The body as a JSON object."""
     kind = (request.header(b"content-type") or b"application/json").split(b";")[0].strip().lower()
     if kind != b"application/json":
-        raise ApiError(415, "Unsupported Media Type: Only 'application/json' is allowed")
+        raise ApiError(400, "Unsupported Media Type: Only 'application/json' is allowed")
     try:
         body = msgspec.json.decode(request.body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as err:

@@ -14,7 +14,7 @@ from ..model.runner import Ticket
 from . import body as fields
 from .context import Context
 from .errors import ApiError
-from .generation import Choice, Unit, calling, limits, prompt_tokens, prose, structured, usage
+from .generation import Choice, Limits, Unit, calling, limits, prompt_tokens, prose, structured, usage
 from .logprobs import chat_entry
 
 DONE = b"data: [DONE]\n\n"
@@ -40,8 +40,7 @@ async def serve(context: Context, exchange: Exchange) -> None:
     """Answers one request."""
     body = fields.decode(exchange.request)
     chat = understand(context, body)
-    goals = [(c.goal, "length" if c.reason == "length" else "stop") for c in chat.choices]
-    with context.runner.start(chat.prompt, goals) as ticket:
+    with context.runner.start(c.job(chat.prompt) for c in chat.choices) as ticket:
         if fields.flag(body, "stream"):
             await exchange.stream(events(chat, ticket))
         else:
@@ -65,7 +64,7 @@ def understand(context: Context, body: dict[str, Any]) -> Chat:
     if options and not fields.flag(body, "stream"):
         raise ApiError(400, "Stream options can only be defined when `stream=True`.", param="stream_options")
     functions = wanted_calls(body, messages)
-    wanted = _schema(body)
+    wanted = wanted_schema(body.get("response_format"), "response_format")
     choices: list[Choice] = []
     for index in range(n):
         seed = text.seed_of(body, f"chat {index}")
@@ -92,6 +91,17 @@ def understand(context: Context, body: dict[str, Any]) -> Chat:
     )
 
 
+def decide(
+    context: Context, seed: int, limit: Limits, functions: list[tuple[str, Any]], wanted: Any
+) -> Choice:
+    """Calls, a document for the schema `wanted`, or prose."""
+    if functions:
+        return calling(seed, limit, functions)
+    if wanted is not None:
+        return structured(seed, limit, wanted)
+    return prose(seed, limit, reasoning=context.settings.reasoning, gibberish=context.gibberish)
+
+
 def render(messages: list[Any]) -> bytes:
     """A prompt from messages; a longer conversation begins with the shorter one's bytes."""
     out: list[str] = []
@@ -110,12 +120,14 @@ def wanted_calls(body: dict[str, Any], messages: list[Any]) -> list[tuple[str, A
     tools = fields.optional(body, "tools", list) or []
     known: dict[str, Any] = {}
     for index, tool in enumerate(tools):
+        if isinstance(tool, dict) and tool.get("type", "function") not in ("function", "custom"):
+            continue
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise ApiError(400, f"Field required: tools[{index}].function.name", param=f"tools[{index}]")
         known[function["name"]] = function.get("parameters", function.get("input_schema"))
     choice = body.get("tool_choice", "auto" if known else "none")
-    if choice == "none" or not known:
+    if not known:
         return []
     if isinstance(choice, dict):
         inner = choice.get("function", choice)
@@ -125,6 +137,8 @@ def wanted_calls(body: dict[str, Any], messages: list[Any]) -> list[tuple[str, A
                 raise ApiError(400, f"tool_choice names an unknown tool: {name[:200]}", param="tool_choice")
             return [(name, known[name])]
         choice = choice.get("type")
+    if choice == "none":
+        return []
     if choice in ("required", "any"):
         return [next(iter(known.items()))]
     last = messages[-1]
@@ -134,16 +148,16 @@ def wanted_calls(body: dict[str, Any], messages: list[Any]) -> list[tuple[str, A
     return []
 
 
-def _schema(body: dict[str, Any]) -> Any:
-    wanted = fields.optional(body, "response_format", dict)
-    kind = (wanted or {}).get("type")
+def wanted_schema(wanted: Any, param: str) -> Any:
+    """The JSON schema that the answer must fit, None for free text."""
+    kind = wanted.get("type") if isinstance(wanted, dict) else None
     if wanted is None or kind == "text":
         return None
     if kind == "json_object":
         return {"type": "object", "properties": {"answer": {"type": "string"}}}
-    inner = wanted.get("json_schema")
+    inner = wanted.get("json_schema", wanted) if isinstance(wanted, dict) else None
     if kind != "json_schema" or not isinstance(inner, dict):
-        raise ApiError(400, "response_format is not understood", param="response_format")
+        raise ApiError(400, f"{param} is not understood", param=param)
     return inner.get("schema", {"type": "object"})
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..model import text, tokens
+from ..model.runner import Job
 from . import body as fields
 from . import schema
 from .errors import ApiError
@@ -54,6 +55,10 @@ class Choice:
         if self.fixed is not None:
             return iter(self.fixed[: self.goal])
         return (Unit("content", word) for word in islice(text.words(self.seed), self.goal))
+
+    def job(self, prompt: bytes) -> Job:
+        """What the engine is asked for."""
+        return Job(prompt, self.goal, "length" if self.reason == "length" else "stop")
 
     def joined(self, kind: str) -> str:
         """All the text of one kind."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..exchange import Exchange
-from . import chat, lifecycle
+from . import audio, chat, completions, lifecycle, messages, pooling, responses, tokenize
 from .context import Context
 
 Handler = Callable[[Context, Exchange], Awaitable[None]]
@@ -36,6 +36,22 @@ _MISSING = Route(_missing)
 _WRONG_METHOD = Route(_wrong_method)
 _ROUTES: dict[str, dict[str, Route]] = {
     "/v1/chat/completions": {"POST": Route(chat.serve, True)},
+    "/v1/completions": {"POST": Route(completions.serve, True)},
+    "/v1/responses": {"POST": Route(responses.create, True)},
+    "/v1/messages": {"POST": Route(messages.serve, True)},
+    "/v1/messages/count_tokens": {"POST": Route(messages.count_tokens, True)},
+    "/v1/embeddings": {"POST": Route(pooling.embeddings, True)},
+    "/v1/rerank": {"POST": Route(pooling.rerank, True)},
+    "/v2/rerank": {"POST": Route(pooling.rerank, True)},
+    "/rerank": {"POST": Route(pooling.rerank, True)},
+    "/v1/score": {"POST": Route(pooling.score, True)},
+    "/score": {"POST": Route(pooling.score, True)},
+    "/classify": {"POST": Route(pooling.classify, True)},
+    "/pooling": {"POST": Route(pooling.pooling, True)},
+    "/v1/audio/transcriptions": {"POST": Route(audio.transcriptions, True)},
+    "/v1/audio/translations": {"POST": Route(audio.translations, True)},
+    "/tokenize": {"POST": Route(tokenize.tokenize)},
+    "/detokenize": {"POST": Route(tokenize.detokenize)},
     "/v1/models": {"GET": Route(lifecycle.models)},
     "/health": {"GET": Route(lifecycle.health)},
     "/ping": {"GET": Route(lifecycle.health), "POST": Route(lifecycle.health)},
@@ -48,16 +64,21 @@ _ROUTES: dict[str, dict[str, Route]] = {
     "/reset_prefix_cache": {"POST": Route(lifecycle.reset_prefix_cache)},
     "/collective_rpc": {"POST": Route(lifecycle.collective_rpc)},
 }
-_PREFIXES: tuple[tuple[str, dict[str, Route]], ...] = (("/v1/models/", {"GET": Route(lifecycle.model)}),)
+_MODEL = {"GET": Route(lifecycle.model)}
+_RESPONSE = {"GET": Route(responses.retrieve), "DELETE": Route(responses.delete)}
+_CANCEL = {"POST": Route(responses.cancel)}
 
 
 def find(method: str, path: str) -> Route:
     """The route for a request; always one, if only to say no."""
     methods = _ROUTES.get(path)
     if methods is None:
-        methods = next((m for prefix, m in _PREFIXES if path.startswith(prefix)), None)
-    if methods is None:
-        return _MISSING
+        if path.startswith("/v1/models/"):
+            methods = _MODEL
+        elif path.startswith("/v1/responses/"):
+            methods = _CANCEL if path.endswith("/cancel") else _RESPONSE
+        else:
+            return _MISSING
     return methods.get(method, _WRONG_METHOD)
 
 

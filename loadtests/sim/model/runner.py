@@ -15,6 +15,14 @@ from .metrics import Metrics
 from .tokens import block_hashes, count
 
 
+class Job(NamedTuple):
+    """`goal` tokens to generate from `prompt` (0: prefill only), finishing for `reason`."""
+
+    prompt: bytes
+    goal: int = 0
+    reason: str = "stop"
+
+
 class Ready(NamedTuple):
     """`tokens` more of choice number `choice` may be sent."""
 
@@ -80,14 +88,15 @@ class Runner:
         self._owners: dict[Sequence, tuple[Ticket, int]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(self, prompt: bytes, goals: Iterable[tuple[int, str]]) -> Ticket:
-        """Submits one sequence per (tokens to generate, finished reason), all on the same prompt.
-
-        No tokens to generate means prefill only.
-        """
-        hashes = block_hashes(prompt)
-        tokens = max(count(prompt), 1)
-        ticket = Ticket(self, [Sequence(tokens, goal, hashes, reason) for goal, reason in goals])
+    def start(self, jobs: Iterable[Job]) -> Ticket:
+        """Submits one sequence per job; the ticket's choices are numbered in their order."""
+        hashes: dict[bytes, tuple[bytes, ...]] = {}
+        sequences = []
+        for prompt, goal, reason in jobs:
+            if prompt not in hashes:
+                hashes[prompt] = block_hashes(prompt)
+            sequences.append(Sequence(max(count(prompt), 1), goal, hashes[prompt], reason))
+        ticket = Ticket(self, sequences)
         now = self.loop.time()
         self._deliver(self.engine.advance(now))
         for index, sequence in enumerate(ticket.sequences):
