@@ -1,0 +1,280 @@
+"""A worker's composition root: takes what the supervisor handed down, builds the application, drives its life.
+
+Strategy: one process, one loop, one application. A ticker of 20 ms is the only timer: it gives the application
+its moment, beats the slot's heart, and notices a new configuration generation, which is loaded between requests;
+one that cannot be loaded is refused whole and the old one stays. The worker tells the supervisor through a pipe
+that it is ready, and that it is leaving.
+
+Leaving, asked for by SIGTERM (also by the kernel, when the supervisor dies): the application announces it, accepting
+goes on for `drain_delay_s`, then the listener closes and what is in flight finishes; one second before
+`drain_timeout_s` what is still open is cut with an explanation. SIGUSR2 says that a successor accepts already on the
+same listener: then this worker stops accepting at once and needs no announcement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import uvloop
+
+from ..cache.segment import Segment, process_start
+from ..cache.slots import Slot, SlotTaken, claim
+from ..gateway.config import Published
+from ..gateway.rsgi import App as RequestApp
+from ..gateway.worker import Worker
+from . import affinity, logs, store
+from .admin import PATHS
+from .forward import Forward
+from .foundation import CONTROL
+from .host import Host, RsgiApp, serve
+
+log = logging.getLogger(__name__)
+
+READY = b"r"
+LEAVING = b"l"
+CHANGED = b"c"
+"""What a child says through its pipe; the last is the controller's word for a new configuration."""
+TICK_S = 0.02
+SETTLE_S = 0.25
+"""Time for connections accepted a moment ago to send their request before idle ones are closed."""
+QUIET_S = 5.0
+"""With nothing in flight for this long after the stop, half a request head does not hold up the end."""
+CUT_BEFORE_S = 1.0
+GC_THRESHOLDS = (10_000, 20, 50)
+
+
+class App(Protocol):
+    """What a worker runs: `penstock.gateway.worker.Worker`, or a test's stand-in."""
+
+    @property
+    def inflight(self) -> int: ...
+    def tick(self, now: float, lag_s: float) -> None: ...
+    def swap(self, published: Published) -> None: ...
+    def begin_drain(self) -> None: ...
+    def cut(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What an application is built from. forward: serves the admin paths, where the API port has them."""
+
+    segment: Segment
+    slot: int
+    published: Published
+    workers: int
+    loop: asyncio.AbstractEventLoop
+    clock: Callable[[], float]
+    environ: Mapping[str, str]
+    forward: RsgiApp | None
+
+
+AppFactory = Callable[[Given], tuple[App, RsgiApp]]
+
+
+@dataclass(frozen=True, slots=True)
+class Inheritance:
+    """What a child gets from the supervisor. ready_fd: the write end of its pipe."""
+
+    index: int
+    workers: int
+    core: int | None
+    segment_fd: int
+    ready_fd: int
+    folder: Path
+    listeners: Sequence[socket.socket]
+    environ: Mapping[str, str]
+
+    @property
+    def descriptors(self) -> list[int]:
+        """All descriptors the child must keep."""
+        return [self.segment_fd, self.ready_fd, *(listener.fileno() for listener in self.listeners)]
+
+
+def gateway_app(given: Given) -> tuple[App, RsgiApp]:
+    """The gateway itself, and what answers its requests."""
+    worker = Worker(
+        given.segment,
+        given.slot,
+        given.published,
+        workers=given.workers,
+        loop=given.loop,
+        clock=given.clock,
+        environ=given.environ,
+        is_admin_path=PATHS.__contains__ if given.forward else lambda _: False,
+    )
+    return worker, RequestApp(worker, given.forward).__rsgi__
+
+
+def run_worker(mine: Inheritance, app_factory: AppFactory = gateway_app) -> int:
+    """Be worker `mine.index` until told to leave; the exit status."""
+    affinity.pin(() if mine.core is None else (mine.core,))
+    segment = Segment.attach(mine.segment_fd)
+    published = store.read_current(mine.folder, segment)
+    logs.set_up(f"worker-{mine.index}", published.config.log.level)
+    slot = _claim(segment, mine)
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    forward = Forward(mine.folder / CONTROL) if published.config.admin.on_api_port else None
+    given = Given(
+        segment,
+        slot.index,
+        published,
+        mine.workers,
+        loop,
+        time.monotonic,
+        mine.environ,
+        forward.serve if forward else None,
+    )
+    app, answer = app_factory(given)
+    _Life(mine, segment, slot, published, app, answer, loop).run()
+    slot.release()
+    return 0
+
+
+def _claim(segment: Segment, mine: Inheritance) -> Slot:
+    """Either of the index's two slots: in a rolling restart the predecessor still has one."""
+    pid = os.getpid()
+    start = process_start(pid)
+    assert start is not None
+    try:
+        return claim(segment, mine.index, pid, start)
+    except SlotTaken:
+        return claim(segment, mine.index + mine.workers, pid, start)
+
+
+def settle_memory() -> None:
+    """After start-up: what lives now lives for ever, the collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+class _Life:
+    """From the first tick to the last response."""
+
+    def __init__(
+        self,
+        mine: Inheritance,
+        segment: Segment,
+        slot: Slot,
+        published: Published,
+        app: App,
+        answer: RsgiApp,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._mine = mine
+        self._segment = segment
+        self._slot = slot
+        self._published = published
+        self._seen = published.generation
+        self._app = app
+        self._answer = answer
+        self._loop = loop
+        self._leave: asyncio.Future[bool] = loop.create_future()
+
+    def run(self) -> None:
+        listen = self._published.config.listen
+        tls = (listen.tls.cert, listen.tls.key) if listen.tls else None
+        self._loop.add_signal_handler(signal.SIGTERM, self._told, False)
+        self._loop.add_signal_handler(signal.SIGUSR2, self._told, True)
+        host = serve(
+            self._answer,
+            self._mine.listeners,
+            loop=self._loop,
+            http=listen.http,
+            tls=tls,
+            # one deadline of Granian's is both
+            idle_timeout_s=min(listen.read_timeout_s, listen.keep_alive_s),
+        )
+        settle_memory()
+        self._due = time.monotonic()
+        self._tick()
+        self._say(READY)
+        log.info("worker_ready slot=%d generation=%d", self._slot.index, self._seen)
+        self._loop.run_until_complete(self._until_left(host))
+
+    def _told(self, replaced: bool) -> None:
+        if not self._leave.done():
+            self._leave.set_result(replaced)
+
+    def _say(self, word: bytes) -> None:
+        try:
+            os.write(self._mine.ready_fd, word)
+        except OSError:
+            log.debug("supervisor_gone")  # its end of the pipe is closed; SIGTERM is on its way
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        late_s, self._due = now - self._due, now + TICK_S
+        self._loop.call_later(TICK_S, self._tick)
+        try:
+            if self._segment.generation != self._seen:
+                self._load()
+            self._slot.heartbeat(time.monotonic_ns())
+            self._app.tick(now, max(0.0, late_s))
+        except Exception:
+            log.exception("tick_failed")
+
+    def _load(self) -> None:
+        self._seen = self._segment.generation
+        try:
+            published = store.read_current(self._mine.folder, self._segment)
+            self._app.swap(published)
+        except Exception as fault:
+            log.error(
+                "config_kept generation=%d refused=%d: %s", self._published.generation, self._seen, fault
+            )
+            return
+        self._published = published
+        logs.set_level(published.config.log.level)
+        log.info("config_loaded generation=%d", published.generation)
+
+    async def _until_left(self, host: Host) -> None:
+        replaced = await self._leave
+        workers = self._published.config.workers
+        end = self._loop.time() + workers.drain_timeout_s
+        log.info("worker_leaving inflight=%d replaced=%s", self._app.inflight, replaced)
+        self._say(LEAVING)
+        if replaced:
+            self._stop_accepting(host)
+        self._app.begin_drain()
+        # In a rolling restart this gives busy keep-alive clients an answer that says `Connection: close`.
+        await asyncio.sleep(workers.drain_delay_s)
+        if not replaced:
+            self._stop_accepting(host)
+            await asyncio.sleep(SETTLE_S)
+        host.stop()
+        await self._finished(host, end - CUT_BEFORE_S)
+        if not host.done.done() and self._app.inflight:
+            log.warning("drain_cuts inflight=%d", self._app.inflight)
+            self._app.cut()
+            await self._finished(host, end)
+        await self._app.close()
+        log.info("worker_left inflight=%d", self._app.inflight)
+
+    def _stop_accepting(self, host: Host) -> None:
+        host.stop_accepting()
+        for listener in self._mine.listeners:
+            listener.close()
+
+    async def _finished(self, host: Host, end: float) -> None:
+        """Until every connection has ended, nothing has been in flight for a while, or `end`."""
+        quiet_since = self._loop.time()
+        while not host.done.done():
+            now = self._loop.time()
+            if self._app.inflight:
+                quiet_since = now
+            if now >= end or now - quiet_since >= QUIET_S:
+                return
+            await asyncio.wait([host.done], timeout=min(0.1, end - now))

@@ -1,0 +1,177 @@
+"""The command line: `penstock serve | sim | config check | config schema | restart`, and `--version`.
+
+Strategy: parse, call, print one line when it cannot be done. Exit statuses: 0 done, 1 it broke while running,
+2 it was asked for something that cannot be done (the command line, the configuration, a port that is taken).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..gateway.config import ConfigError, load, schema
+
+CANNOT = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(CANNOT, f"{self.prog}: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["sim"]:
+        from ..loadtests.sim.main import main as simulate  # its options are its own
+
+        return simulate(words[1:])
+    try:
+        return _run(_parser().parse_args(words), os.environ)
+    except (BrokenPipeError, KeyboardInterrupt):
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="penstock", description="One OpenAI-compatible endpoint in front of vLLM servers.")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", parser_class=_Parser, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="run the gateway; without -c a demo with two simulated servers")
+    serve.add_argument("-c", "--config", type=Path, metavar="FILE", help="the configuration")
+    serve.add_argument("--port", type=_port, help="API port, instead of `listen.port`")
+    serve.add_argument("--workers", type=_positive, help="number of workers, instead of `workers.count`")
+    serve.add_argument(
+        "--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help="instead of `log.level`"
+    )
+    commands.add_parser("sim", help="run a simulated vLLM server; `penstock sim --help` says more")
+    config = commands.add_parser("config", help="check a configuration, or print its JSON Schema")
+    actions = config.add_subparsers(dest="action", parser_class=_Parser, metavar="ACTION", required=True)
+    check = actions.add_parser("check", help="say whether a configuration can be used here")
+    check.add_argument("file", type=Path, metavar="FILE")
+    actions.add_parser("schema", help="print the JSON Schema")
+    restart = commands.add_parser("restart", help="replace a running gateway's workers one by one")
+    restart.add_argument(
+        "-c", "--config", type=Path, metavar="FILE", help="which gateway, by its configuration"
+    )
+    restart.add_argument("--port", type=_port, help="which gateway, by its API port")
+    return parser
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 1 <= port <= 65_535:
+        raise argparse.ArgumentTypeError("a port is a number from 1 to 65535")
+    return port
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 256:
+        raise argparse.ArgumentTypeError("a number from 1 to 256")
+    return number
+
+
+def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    if args.version:
+        from .status import package_version
+
+        print(f"penstock {package_version()}")
+        return 0
+    if args.command == "serve":
+        return _serve(args, dict(environ))
+    if args.command == "restart":
+        return _restart(args.config, args.port)
+    if args.command == "config" and args.action == "schema":
+        print(json.dumps(schema(), indent=2))
+        return 0
+    if args.command == "config":
+        return _check(args.file, environ)
+    _parser().print_help(sys.stderr)
+    return CANNOT
+
+
+def _check(file: Path, environ: Mapping[str, str]) -> int:
+    from .nofile import raise_limit
+
+    raise_limit()
+    try:
+        load(file, environ)
+    except ConfigError as fault:
+        return _cannot(fault)
+    print(f"{file}: good")
+    return 0
+
+
+def _serve(args: argparse.Namespace, environ: dict[str, str]) -> int:
+    from .nofile import raise_limit
+
+    raise_limit()
+    if args.config is not None:
+        return _supervise(args.config, args, environ, demo_port=False)
+    from .demo import DemoFailed, demo
+
+    try:
+        with demo() as file:
+            return _supervise(file, args, environ, demo_port=True)
+    except DemoFailed as fault:
+        return _cannot(fault)
+    except ImportError:
+        return _cannot(
+            "the demo needs the simulator; install penstock[loadtest], or give a configuration with -c"
+        )
+
+
+def _supervise(file: Path, args: argparse.Namespace, environ: Mapping[str, str], *, demo_port: bool) -> int:
+    from .foundation import CannotStart
+    from .source import Source
+    from .supervisor import Supervisor
+
+    source = Source(file, port=args.port, workers=args.workers, log_level=args.log_level)
+    try:
+        config = source.read(environ)
+        told: dict[str, Any] = {}
+        if demo_port:
+            told["on_ready"] = lambda: _greet(config.listen.port)
+        return Supervisor(source, config, environ, **told).run()
+    except (ConfigError, CannotStart) as fault:
+        return _cannot(fault)
+
+
+def _greet(port: int) -> None:
+    from .demo import try_it
+
+    print(f"\nPenstock runs in front of two simulated servers. Try:\n\n  {try_it(port)}\n", flush=True)
+
+
+def _restart(file: Path | None, port: int | None) -> int:
+    from . import rundir
+
+    wanted = os.path.realpath(file) if file is not None else None
+    found = [
+        owner
+        for _, owner in rundir.running(rundir.base())
+        if wanted in (None, owner.config) and port in (None, owner.port)
+    ]
+    if not found:
+        return _cannot(f"no gateway of this user runs {f'with {file}' if file else 'here'}")
+    if len(found) > 1:
+        ports = ", ".join(str(owner.port) for owner in found)
+        return _cannot(f"several gateways run, on ports {ports}; say which with --port")
+    os.kill(found[0].pid, signal.SIGUSR2)
+    print(f"rolling restart of the gateway on port {found[0].port} (supervisor {found[0].pid}) begun")
+    return 0
+
+
+def _cannot(why: object) -> int:
+    print(f"penstock: {why}", file=sys.stderr)
+    return CANNOT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""The controller: probes, sweeps, reloads, and the admin port. Never on a request's path.
+
+Strategy: one process that keeps nothing of its own: verdicts are in the backend table, the configuration in its
+file, counts in the segment. Kill it, and the next goes on where it was. It is the only writer of the backend table
+and, after the first generation, of the configuration.
+
+A reload is whole or not at all: read, checked, written, then its number published. What changed but needs a rolling
+restart or a new start to take effect is said in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+
+import uvloop
+
+from ..cache.rows import CounterRow
+from ..cache.segment import Segment, process_start
+from ..cache.slots import claim, sweep
+from ..cache.table import BackendTable
+from ..gateway.config import ConfigError, Published
+from ..gateway.metrics import Metrics
+from . import admin, affinity, logs, scrape, store
+from .boot import CHANGED, READY, Inheritance, settle_memory
+from .host import serve
+from .probes import Prober
+from .source import Source
+from .status import Status
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 1.0
+
+
+def run_controller(mine: Inheritance, source: Source, cores: tuple[int, ...]) -> int:
+    """Be the controller until told to leave; the exit status. `cores`: where to run, empty for anywhere."""
+    affinity.pin(cores)
+    segment = Segment.attach(mine.segment_fd)
+    published = store.read_current(mine.folder, segment)
+    logs.set_up("controller", published.config.log.level)
+    pid = os.getpid()
+    start = process_start(pid)
+    assert start is not None
+    slot = claim(segment, segment.geometry.controller, pid, start)
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.run_until_complete(Controller(mine, source, segment, published).run())
+    slot.release()
+    return 0
+
+
+class Controller:
+    """Needs a running loop."""
+
+    def __init__(self, mine: Inheritance, source: Source, segment: Segment, published: Published) -> None:
+        self._mine = mine
+        self._source = source
+        self._segment = segment
+        self._published = published
+        self._metrics = Metrics(CounterRow(segment, segment.geometry.controller))
+        self._prober = Prober(BackendTable(segment), mine.environ, time.monotonic_ns, self._probed)
+        self._status = Status(segment, lambda: self._published, self._prober.health_of)
+        self._reload = asyncio.Event()
+        self._leave = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until SIGTERM."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._leave.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        await self._prober.swap(self._published)
+        key_env = self._published.config.admin.key_env
+        answers = {
+            admin.METRICS: lambda: (
+                scrape.CONTENT_TYPE,
+                scrape.render(self._segment, self._status.metrics()),
+            ),
+            admin.STATUS: lambda: ("application/json", self._status.status()),
+            admin.HEALTH: lambda: ("application/json", b'{"status":"ok"}'),
+        }
+        app = admin.AdminApp(answers, self._mine.environ.get(key_env) if key_env else None)
+        host = serve(app.__rsgi__, self._mine.listeners, loop=loop)
+        settle_memory()
+        os.write(self._mine.ready_fd, READY)
+        log.info("controller_ready generation=%d", self._published.generation)
+        tasks = [loop.create_task(work()) for work in (self._sweeping, self._probing, self._reloading)]
+        leaving = loop.create_task(self._leave.wait())
+        await asyncio.wait([leaving, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        host.stop()
+        for task in tasks:
+            if task.done():
+                task.result()  # they end by failing only: so does the controller, and is replaced
+            task.cancel()
+        log.info("controller_left")
+
+    async def _sweeping(self) -> None:
+        while True:
+            for slot in sweep(self._segment):
+                self._metrics.count(scrape.SWEPT)
+                log.info("slot_swept slot=%d", slot)
+            await asyncio.sleep(SWEEP_S)
+
+    async def _probing(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            await self._prober.round()
+            pause_s = self._published.config.health.interval_s - (loop.time() - began)
+            await asyncio.sleep(max(0.0, pause_s))
+
+    def _probed(self, url: str, success: bool) -> None:
+        self._metrics.count(scrape.PROBES, url, "success" if success else "failure")
+
+    async def _reloading(self) -> None:
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            outcome = await self._load()
+            self._metrics.count(scrape.RELOADS, outcome)
+
+    async def _load(self) -> str:
+        """One reload; its outcome: loaded, unchanged, refused or failed."""
+        old = self._published
+        try:
+            config = self._source.read(self._mine.environ)
+            published = store.following(config, old)
+        except (ConfigError, store.Full) as fault:
+            log.error("config_refused generation=%d kept: %s", old.generation, fault)
+            return "refused"
+        paths = store.changed(old.config, config)
+        if not paths:
+            log.info("config_unchanged generation=%d", old.generation)
+            return "unchanged"
+        try:
+            digest = store.write(self._mine.folder, published)
+        except OSError as fault:
+            log.error("config_not_written generation=%d kept: %s", old.generation, fault.strerror)
+            return "failed"
+        self._published = published
+        # Rows first: who sees the new number finds its backends in the table.
+        await self._prober.swap(published)
+        self._segment.publish_generation(published.generation, digest)
+        os.write(self._mine.ready_fd, CHANGED)
+        logs.set_level(config.log.level)
+        log.info("config_published generation=%d changed=%s", published.generation, ",".join(paths))
+        restart = store.needing(paths, store.RESTART)
+        roll = [path for path in store.needing(paths, store.ROLL) if path not in restart]
+        if restart:
+            log.warning("config_needs_start keys=%s: stop and start the gateway to apply", ",".join(restart))
+        if roll:
+            log.warning("config_needs_roll keys=%s: `penstock restart` applies them", ",".join(roll))
+        return "loaded"

@@ -1,0 +1,157 @@
+"""What outlives every worker: the guard of the port, the listeners, the run directory and the segment.
+
+Strategy: the supervisor makes all of it before the first fork and keeps it until the last child is gone, so a
+dead worker's accept queue waits for its successor and nothing is refused. Each worker has its own TCP listener
+(SO_REUSEPORT: one shared by all balances badly); the Unix path has one for all.
+
+SO_REUSEPORT would let a second gateway share the port in silence; an abstract Unix socket named after the
+address prevents that, and dies with the supervisor, so that a start is possible while orphans still drain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+from pathlib import Path
+
+from ..cache.layout import Geometry
+from ..cache.segment import NoRoom, Segment, process_start
+from ..gateway.config import MAX_BACKENDS, MAX_MODELS, Config
+from . import rundir, store
+from .host import listen_tcp, listen_unix
+
+log = logging.getLogger(__name__)
+
+CONTROL = "control.sock"
+"""The controller's private socket in the run directory."""
+
+
+class CannotStart(Exception):
+    """The gateway cannot be started here; the text is one line for the operator."""
+
+
+class Foundation:
+    """The open parts; `lay` makes them all or raises CannotStart and leaves nothing."""
+
+    def __init__(self) -> None:
+        self._undo = contextlib.ExitStack()
+        self.tcp: list[socket.socket] = []
+        self.uds: socket.socket | None = None
+        self.admin: socket.socket
+        self.control: socket.socket
+        self.folder: Path
+        self.segment: Segment
+
+    @classmethod
+    def lay(cls, config: Config, path: Path, workers: int) -> Foundation:
+        """Guard, bind, create and publish generation 1 of `config`, which was read from `path`."""
+        made = cls()
+        try:
+            made._guard(config.listen.host, config.listen.port, "use --port")
+            made._guard(config.admin.host, config.admin.port, "change `admin.port`")
+            made._bind(config, workers)
+            made._settle(config, path, workers)
+        except BaseException:
+            made.remove()
+            raise
+        return made
+
+    def of_worker(self, index: int) -> list[socket.socket]:
+        """The listeners that worker `index` serves."""
+        return [self.tcp[index], self.uds] if self.uds else [self.tcp[index]]
+
+    def stop_listening(self) -> None:
+        """Close the API listeners here; they end when the last worker that has them closes its own."""
+        for listener in (*self.tcp, self.uds):
+            if listener is not None:
+                listener.close()
+
+    def remove(self) -> None:
+        """Close everything and remove the run directory and the Unix socket's file. Idempotent."""
+        self._undo.close()
+
+    def _guard(self, host: str, port: int, fix: str) -> None:
+        guard = self._keep(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        try:
+            guard.bind(f"\0penstock:{host}:{port}")
+        except OSError as fault:
+            if fault.errno != errno.EADDRINUSE:
+                raise CannotStart(f"cannot guard {host}:{port}: {fault.strerror}") from None
+            raise CannotStart(f"a gateway already runs on {host}:{port}; stop it, or {fix}") from None
+
+    def _bind(self, config: Config, workers: int) -> None:
+        listen, admin = config.listen, config.admin
+        for _ in range(workers):
+            self.tcp.append(self._tcp(listen.host, listen.port, "listen"))
+        # Shared as well: a dead supervisor's controller may not have closed it yet.
+        self.admin = self._tcp(admin.host, admin.port, "admin")
+        if listen.uds is not None:
+            self.uds = self._unix(listen.uds, "listen.uds")
+
+    def _settle(self, config: Config, path: Path, workers: int) -> None:
+        start = process_start(os.getpid())
+        assert start is not None
+        owner = rundir.Owner(os.getpid(), start, os.path.realpath(path), config.listen.port)
+        base = rundir.base()
+        try:
+            self.folder = rundir.create(base, owner, config.listen.host, config.listen.uds)
+        except rundir.Owned as fault:
+            raise CannotStart(f"{fault}; stop it first") from None
+        except OSError as fault:
+            raise CannotStart(f"cannot make a run directory in {base}: {fault.strerror}") from None
+        self._undo.callback(rundir.remove, self.folder)
+        self.control = self._unix(str(self.folder / CONTROL), "the control socket")
+        geometry = Geometry(slots=2 * workers, backends=MAX_BACKENDS, models=MAX_MODELS)
+        try:
+            self.segment = self._segment(geometry, owner)
+            published = store.first(config)
+            digest = store.write(self.folder, published)
+        except (NoRoom, store.Full) as fault:
+            raise CannotStart(str(fault)) from None
+        except OSError as fault:
+            raise CannotStart(f"cannot write in {self.folder}: {fault.strerror}") from None
+        self.segment.publish_generation(published.generation, digest)
+
+    def _segment(self, geometry: Geometry, owner: rundir.Owner) -> Segment:
+        try:
+            segment = Segment.create(
+                str(self.folder / "segment"), geometry, owner_pid=owner.pid, owner_start=owner.start
+            )
+        except NoRoom as fault:
+            # Nothing in it has to survive the supervisor yet, so memory without a name does as well.
+            log.warning("segment_in_memory reason=%s", fault)
+            segment = Segment.create(None, geometry, owner_pid=owner.pid, owner_start=owner.start)
+        self._undo.callback(segment.close)
+        return segment
+
+    def _tcp(self, host: str, port: int, key: str) -> socket.socket:
+        try:
+            return self._keep(listen_tcp(host, port))
+        except OSError as fault:
+            raise CannotStart(f"{key}: cannot listen on {host}:{port}: {fault.strerror or fault}") from None
+
+    def _unix(self, path: str, key: str) -> socket.socket:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(path) == 0:
+                    raise CannotStart(f"{key}: somebody listens on {path} already")
+            listener = self._keep(listen_unix(path))
+            inode = os.stat(path).st_ino
+        except OSError as fault:
+            raise CannotStart(f"{key}: cannot listen on {path}: {fault.strerror or fault}") from None
+        self._undo.callback(_unlink_own, path, inode)
+        return listener
+
+    def _keep(self, opened: socket.socket) -> socket.socket:
+        self._undo.callback(opened.close)
+        return opened
+
+
+def _unlink_own(path: str, inode: int) -> None:
+    """Remove a socket's file unless a successor put its own there."""
+    with contextlib.suppress(OSError):
+        if os.stat(path).st_ino == inode:
+            os.unlink(path)

@@ -1,0 +1,38 @@
+"""Where the configuration comes from: one file, and what the command line says instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ..gateway.config import Config, Machine, load
+from ..gateway.config.check import check
+
+Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The file at `path`; the other fields, where given, take precedence over it, at every reload."""
+
+    path: Path
+    port: int | None = None
+    workers: int | None = None
+    log_level: Level | None = None
+
+    def read(self, environ: Mapping[str, str]) -> Config:
+        """The configuration as it is now, checked. Raises ConfigError, whose text is one line."""
+        replace = msgspec.structs.replace
+        config = load(self.path, environ)
+        if self.port is not None:
+            config = replace(config, listen=replace(config.listen, port=self.port))
+        if self.workers is not None:
+            config = replace(config, workers=replace(config.workers, count=self.workers))
+        if self.log_level is not None:
+            config = replace(config, log=replace(config.log, level=self.log_level))
+        check(str(self.path), config, environ, Machine.here())
+        return config

@@ -1,0 +1,182 @@
+"""What the controller tells of the node: its own metric families, and `/gateway/status`.
+
+Read from the segment at the moment of the question; nothing is remembered here.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import msgspec
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from ..cache.rows import Tally, read_overflowed
+from ..cache.segment import Segment
+from ..cache.slots import SlotInfo, read_slot
+from ..cache.table import UP
+from ..gateway.config import Published
+from . import store
+
+_HEALTH = ("unknown", "up", "down")
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def package_version() -> str:
+    """Penstock's version, as installed."""
+    try:
+        return version("penstock")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class Status:
+    """`published` gives the current generation, `health_of` a backend's verdict by its column."""
+
+    def __init__(
+        self, segment: Segment, published: Callable[[], Published], health_of: Callable[[int], int]
+    ) -> None:
+        self._segment = segment
+        self._published = published
+        self._health_of = health_of
+        self._tally = Tally(segment)
+        self._since = time.time()
+
+    def _slots(self) -> Iterator[tuple[str, int, SlotInfo]]:
+        """Worker's name, slot, and who is in it, for every slot that is held."""
+        slots = self._segment.geometry.slots
+        for slot in range(slots + 1):
+            info = read_slot(self._segment, slot)
+            if info.alive:
+                yield ("controller" if slot == slots else str(slot % (slots // 2))), slot, info
+
+    def metrics(self) -> Iterator[Metric]:
+        """The controller's own families."""
+        published = self._published()
+        yield from self._load(published)
+        yield from self._processes()
+        generation = GaugeMetricFamily(
+            "penstock_config_generation", "Generation of the configuration in use."
+        )
+        generation.add_metric([], published.generation)
+        yield generation
+        info = GaugeMetricFamily(
+            "penstock_build_info", "Always 1; the labels say what runs.", labels=["version"]
+        )
+        info.add_metric([package_version()], 1)
+        yield info
+
+    def _load(self, published: Published) -> Iterator[Metric]:
+        inflight = GaugeMetricFamily(
+            "penstock_inflight_requests", "Requests at a backend now.", labels=["model", "backend"]
+        )
+        up = GaugeMetricFamily("penstock_backend_up", "1 when probes succeed.", labels=["model", "backend"])
+        for key, index in published.indices.items():
+            labels = key.split("\n", 1)
+            inflight.add_metric(labels, self._tally.inflight(index))
+            up.add_metric(labels, self._health_of(index) == UP)
+        running = GaugeMetricFamily("penstock_running_requests", "Requests admitted now.", labels=["model"])
+        queued = GaugeMetricFamily(
+            "penstock_queued_requests", "Requests that wait for a place now.", labels=["model"]
+        )
+        for model, index in published.model_indices.items():
+            running.add_metric([model], self._tally.running(index))
+            queued.add_metric([model], self._tally.queued(index))
+        held = GaugeMetricFamily(
+            "penstock_buffered_bytes", "Bytes of bodies and responses held on this node."
+        )
+        held.add_metric([], self._tally.held_total())
+        yield from (inflight, up, running, queued, held)
+
+    def _processes(self) -> Iterator[Metric]:
+        geometry = self._segment.geometry
+        workers = geometry.slots // 2
+        up = GaugeMetricFamily("penstock_worker_up", "1 while the worker runs.", labels=["worker"])
+        starts = CounterMetricFamily(
+            "penstock_worker_starts", "How often the worker was started.", labels=["worker"]
+        )
+        overflow = CounterMetricFamily(
+            "penstock_metric_overflow", "Series that found no room in a row of counters.", labels=["worker"]
+        )
+        alive = {name for name, _, _ in self._slots()}
+        for worker in range(workers):
+            pair = (worker, worker + workers)
+            up.add_metric([str(worker)], str(worker) in alive)
+            starts.add_metric([str(worker)], sum(read_slot(self._segment, slot).generation for slot in pair))
+            overflow.add_metric([str(worker)], sum(read_overflowed(self._segment, slot) for slot in pair))
+        cpu = CounterMetricFamily(
+            "penstock_process_cpu_seconds", "CPU time of a process.", labels=["process", "pid"]
+        )
+        memory = GaugeMetricFamily(
+            "penstock_process_resident_bytes", "Resident memory of a process.", labels=["process", "pid"]
+        )
+        files = GaugeMetricFamily(
+            "penstock_process_open_fds", "Open file descriptors of a process.", labels=["process", "pid"]
+        )
+        pids = [("supervisor", self._segment.owner[0])]
+        pids += [(n if n == "controller" else f"worker-{n}", info.pid) for n, _, info in self._slots()]
+        for process, pid in pids:
+            used = _used(pid)
+            if used is not None:
+                cpu.add_metric([process, str(pid)], used[0])
+                memory.add_metric([process, str(pid)], used[1])
+                files.add_metric([process, str(pid)], used[2])
+        yield from (up, starts, overflow, cpu, memory, files)
+
+    def status(self) -> bytes:
+        """`/gateway/status` as JSON."""
+        published = self._published()
+        tally, now_ns = self._tally, time.monotonic_ns()
+        report: dict[str, Any] = {
+            "version": package_version(),
+            "generation": published.generation,
+            "controller_up_s": round(time.time() - self._since, 3),
+            "supervisor": {"pid": self._segment.owner[0]},
+            "workers": [
+                {
+                    "worker": name,
+                    "slot": slot,
+                    "pid": info.pid,
+                    "life": info.generation,
+                    "heartbeat_age_s": round(max(0, now_ns - info.heartbeat_ns) / 1e9, 3),
+                }
+                for name, slot, info in self._slots()
+                if name != "controller"
+            ],
+            "models": {
+                name: {
+                    "running": tally.running(published.model_indices[name]),
+                    "queued": tally.queued(published.model_indices[name]),
+                    "max_concurrent": model.max_concurrent,
+                    "max_queue": model.max_queue,
+                    "backends": [
+                        {
+                            "url": backend.url,
+                            "health": _HEALTH[self._health_of(index)],
+                            "inflight": tally.inflight(index),
+                            "weight": backend.weight,
+                        }
+                        for backend in model.backends
+                        for index in [published.indices[store.backend_key(name, backend.url)]]
+                    ],
+                }
+                for name, model in published.config.models.items()
+            },
+        }
+        return msgspec.json.encode(report)
+
+
+def _used(pid: int) -> tuple[float, int, int] | None:
+    """CPU seconds, resident bytes and open descriptors of a process; None when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            fields = stat.read().rpartition(b")")[2].split()
+        open_files = len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return None
+    # fields[0] is field 3 of proc(5): utime and stime are 14 and 15, rss is 24
+    return (int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * _PAGE_BYTES, open_files

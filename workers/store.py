@@ -1,0 +1,158 @@
+"""Configuration on its way to the workers: numbered files beside the segment, and the numbers in them.
+
+Strategy: a generation is a file written whole, synced and renamed before its number is published in the segment,
+so whoever sees the number finds the file. The last few files stay, for a process that read the number a moment
+ago. Models and backends get a column that stays theirs as long as they exist, and a column is reused only when
+nobody had it in the generation before, so that a late count never lands on another backend.
+
+Refuses to know what the configuration means.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+import xxhash
+
+from ..cache.segment import Segment
+from ..gateway.config import MAX_BACKENDS, MAX_MODELS, Config, Published, pack, unpack
+
+KEPT_FILES = 3
+_NAME = re.compile(r"config-(\d+)\.msgpack\Z")
+
+
+class Full(Exception):
+    """No column is free: too many models or backends in this generation and the one before together."""
+
+
+def backend_key(model: str, url: str) -> str:
+    """The name of a backend in a published file."""
+    return f"{model}\n{url}"
+
+
+def identity(key: str) -> int:
+    """The 64-bit identity of a backend, by which a row of the backend table is recognised."""
+    return xxhash.xxh3_64_intdigest(key.encode())
+
+
+def assign(config: Config, previous: Mapping[str, int]) -> dict[str, int]:
+    """A column for every backend of `config`, by `backend_key`; raises Full."""
+    keys = [backend_key(name, b.url) for name, model in config.models.items() for b in model.backends]
+    return _columns(keys, previous, MAX_BACKENDS)
+
+
+def assign_models(config: Config, previous: Mapping[str, int]) -> dict[str, int]:
+    """A column for every model of `config`; raises Full."""
+    return _columns(config.models, previous, MAX_MODELS)
+
+
+def _columns(keys: Iterable[str], previous: Mapping[str, int], capacity: int) -> dict[str, int]:
+    taken = set(previous.values())
+    free = (column for column in range(capacity) if column not in taken)
+    columns: dict[str, int] = {}
+    for key in keys:
+        column = previous.get(key)
+        if column is None:
+            column = next(free, None)
+        if column is None:
+            raise Full(
+                f"all {capacity} columns are in use; remove some first, add others with the next reload"
+            )
+        columns[key] = column
+    return columns
+
+
+def first(config: Config) -> Published:
+    """Generation 1 of a new gateway."""
+    return following(config, None)
+
+
+def following(config: Config, previous: Published | None) -> Published:
+    """The generation after `previous`; raises Full."""
+    return Published(
+        config=config,
+        indices=assign(config, previous.indices if previous else {}),
+        model_indices=assign_models(config, previous.model_indices if previous else {}),
+        generation=previous.generation + 1 if previous else 1,
+    )
+
+
+def write(folder: Path, published: Published) -> int:
+    """Put a generation's file in place, mode 0600, and remove those too old to be read; its 64-bit digest.
+
+    The number is not published: `Segment.publish_generation` with this digest does that. Raises OSError.
+    """
+    data = pack(published)
+    target = _path(folder, published.generation)
+    temporary = target.with_suffix(".new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(temporary, target)
+    for path in folder.iterdir():
+        match = _NAME.match(path.name)
+        if match and int(match[1]) <= published.generation - KEPT_FILES:
+            path.unlink(missing_ok=True)
+    return xxhash.xxh3_64_intdigest(data)
+
+
+def read(folder: Path, generation: int) -> Published:
+    """A published generation. Raises OSError, and ValueError for a file that does not hold it."""
+    try:
+        published = unpack(_path(folder, generation).read_bytes())
+    except msgspec.DecodeError as fault:
+        raise ValueError(f"generation {generation} cannot be decoded: {fault}") from fault
+    if published.generation != generation:
+        raise ValueError(f"the file of generation {generation} holds {published.generation}")
+    return published
+
+
+def read_current(folder: Path, segment: Segment) -> Published:
+    """The generation that the segment announces; tried anew when a newer one comes meanwhile."""
+    while True:
+        generation = segment.generation
+        try:
+            return read(folder, generation)
+        except (OSError, ValueError):
+            if segment.generation == generation:
+                raise
+
+
+def _path(folder: Path, generation: int) -> Path:
+    return folder / f"config-{generation}.msgpack"
+
+
+def changed(old: object, new: object, prefix: str = "") -> list[str]:
+    """Paths of the keys that differ between two configurations, such as `models.m.max_queue`."""
+    if old == new:
+        return []
+    if isinstance(old, msgspec.Struct) and type(old) is type(new):
+        fields = old.__struct_fields__
+        pairs = {name: (getattr(old, name), getattr(new, name)) for name in fields}
+    elif isinstance(old, dict) and isinstance(new, dict):
+        pairs = {name: (old.get(name), new.get(name)) for name in {**old, **new}}
+    else:
+        return [prefix]
+    join = f"{prefix}." if prefix else ""
+    return [path for name, (a, b) in pairs.items() for path in changed(a, b, f"{join}{name}")]
+
+
+RESTART = ("listen.host", "listen.port", "listen.uds", "admin", "workers.count", "workers.cores")
+"""Keys that only a new start applies."""
+ROLL = ("listen.http", "listen.tls", "listen.read_timeout_s", "listen.keep_alive_s", "workers")
+"""Keys that a rolling restart applies."""
+
+
+def needing(paths: Iterable[str], keys: Iterable[str]) -> list[str]:
+    """Those `paths` that are, or lie under, one of `keys`."""
+    wanted = tuple(keys)
+    return [path for path in paths if any(path == key or path.startswith(f"{key}.") for key in wanted)]
