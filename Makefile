@@ -85,8 +85,7 @@ bench-scale: tools
 	$(BIN)/python -m penstock.loadtests.bench --scale $(ARGS)
 
 docs: install
-	$(BIN)/python -c 'import json; from penstock.gateway.config import schema; print(json.dumps(schema(), indent=2))' \
-		> config.schema.json
+	$(BIN)/penstock config schema > config.schema.json
 	$(BIN)/python -m penstock.gateway.config.reference > docs/configuration.md
 
 clean:

@@ -91,7 +91,7 @@ class Gateway:
 
 
 def _complete(config: dict[str, Any], base: dict[str, Any] | None = None) -> dict[str, Any]:
-    """`config` with what a test does not care for: free ports on loopback, one worker."""
+    """`config` with what a test does not care for: free ports on loopback, one worker, no wait before a drain."""
     full = copy.deepcopy(config)
     listen, admin, workers = (full.setdefault(key, {}) for key in ("listen", "admin", "workers"))
     listen.setdefault("host", "127.0.0.1")
@@ -102,6 +102,7 @@ def _complete(config: dict[str, Any], base: dict[str, Any] | None = None) -> dic
         listen.setdefault("port", base["listen"]["port"])
         admin.setdefault("port", base["admin"]["port"])
     workers.setdefault("count", 1)
+    workers.setdefault("drain_delay_s", 0)  # nobody looks at /ready here before the listener closes
     return full
 
 
