@@ -96,6 +96,13 @@ class Exchange:
         known = self._worker.meter.acked(scope.client, scope.server)
         return None if known is None else (known.bytes_acked, known.wqueue)
 
+    def let_go(self) -> None:
+        """End the body. The host does so when nobody holds its transport any more, and life and relay refer back
+        to this exchange: without this the collector would have to come by first.
+        """
+        self._transport = None
+        self.life.relay = None
+
     # ---- ended from outside
 
     def abort(self, fault: Fault) -> None:
@@ -239,6 +246,7 @@ class App:
             if exchange.held_bytes:
                 self.worker.release(exchange.held_bytes)
             self._record(exchange, endpoint, path, started)
+            exchange.let_go()
 
     def _fail(self, exchange: Exchange, fault: Fault) -> None:
         exchange.life.status = fault.status
