@@ -58,6 +58,7 @@ class Call:
     """
 
     __slots__ = (
+        "_attached",
         "_ended",
         "_fault",
         "_held",
@@ -104,6 +105,7 @@ class Call:
         self._sink: Sink | None = None
         self._held: list[bytes] | None = None
         self._held_bytes = 0
+        self._attached = False
         self._paused = False
         self._ended = False
         self._fault: UpstreamFault | None = None
@@ -118,8 +120,9 @@ class Call:
 
         One sink a call: a second raises RuntimeError.
         """
-        if self._sink is not None:
+        if self._attached:
             raise RuntimeError("this call has its sink")
+        self._attached = True
         self._sink = sink
         body, held = self.body, self._held
         if body or held:
@@ -174,6 +177,7 @@ class Call:
         """Nobody wants the rest: drop the connection unless the response was complete. Idempotent, never
         raises.
         """
+        self._attached = True
         self._sink = None
         self._held = None
         self._held_bytes = 0

@@ -22,6 +22,8 @@ from .tls import TlsClient
 Proto = TypeVar("Proto", bound=asyncio.BaseProtocol)
 
 _NEVER = float("inf")
+#: how long a connection that we close waits for the peer to say goodbye too
+_TLS_SHUTDOWN_S = 2.0
 
 
 class Connector:
@@ -71,8 +73,10 @@ class Connector:
                 raise _connect_failed(error) from None
         try:
             addresses = await self._resolver.resolve(origin.host, origin.port)
-        except OSError as error:
-            raise UpstreamFault(FaultKind.DNS_FAILED, error.strerror or type(error).__name__) from None
+        except (OSError, UnicodeError) as error:
+            raise UpstreamFault(
+                FaultKind.DNS_FAILED, getattr(error, "strerror", None) or type(error).__name__
+            ) from None
         try:
             return await first_to_connect(addresses, self._connect_tcp, socket.socket.close, self._stagger_s)
         except OSError as error:
@@ -101,22 +105,25 @@ class Connector:
             if self._tls is None:
                 self._tls = TlsClient(clock=self._clock)
             context, server_name = self._tls.context, self._tls.server_name or origin.host
+        # from here the loop owns the socket, and closes it when this fails
         try:
             if origin.uds is not None:
                 _, protocol = await self._loop.create_unix_connection(factory, sock=sock)
+            elif context is None:
+                _, protocol = await self._loop.create_connection(factory, sock=sock)
             else:
                 _, protocol = await self._loop.create_connection(
-                    factory, sock=sock, ssl=context, server_hostname=server_name
+                    factory,
+                    sock=sock,
+                    ssl=context,
+                    server_hostname=server_name,
+                    ssl_shutdown_timeout=_TLS_SHUTDOWN_S,
                 )
-        except (OSError, EOFError) as error:
-            sock.close()
+        except (OSError, EOFError, ValueError) as error:
             if context is None:
                 raise _connect_failed(error) from None
-            detail = error.reason if isinstance(error, ssl.SSLError) else type(error).__name__
-            raise UpstreamFault(FaultKind.TLS_FAILED, str(detail or type(error).__name__)) from None
-        except BaseException:
-            sock.close()
-            raise
+            detail = error.reason if isinstance(error, ssl.SSLError) else ""
+            raise UpstreamFault(FaultKind.TLS_FAILED, detail or type(error).__name__) from None
         return protocol
 
 

@@ -38,13 +38,19 @@ class Origin:
         """
         if any(char in _FORBIDDEN_IN_PATH or ord(char) > 0x7E for char in url):
             raise ValueError("a backend URL is printable ASCII without spaces")
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            raise ValueError("a backend URL closes the brackets around its address") from None
         if parts.query or parts.fragment or url.endswith(("?", "#")):
             raise ValueError("a backend URL has no query and no fragment")
         if parts.scheme == "unix":
             if parts.netloc or not parts.path.startswith("/") or parts.path == "/":
                 raise ValueError("a Unix socket is written unix:///path/of.sock")
-            return cls("http", "localhost", 0, unquote(parts.path), "localhost", "")
+            path = unquote(parts.path)
+            if "\0" in path:
+                raise ValueError("a Unix socket's path has no NUL")
+            return cls("http", "localhost", 0, path, "localhost", "")
         if parts.scheme not in ("http", "https"):
             raise ValueError("a backend URL starts with http://, https:// or unix:///")
         scheme: Literal["http", "https"] = "https" if parts.scheme == "https" else "http"
@@ -56,6 +62,8 @@ class Origin:
             raise ValueError("the port of a backend URL is a number from 1 to 65535") from None
         if not host:
             raise ValueError("a backend URL names a host")
+        if ":" not in host and not all(0 < len(label) < 64 for label in host.removesuffix(".").split(".")):
+            raise ValueError("a backend URL's host is made of labels of 1 to 63 characters")
         if port == 0 or parts.netloc.endswith(":"):
             raise ValueError("the port of a backend URL is a number from 1 to 65535")
         literal = f"[{host}]" if ":" in host else host

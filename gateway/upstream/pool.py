@@ -93,6 +93,8 @@ class Pool:
         connection = None if fresh else self._take(now)
         if connection is None:
             connection = await self._open(timeouts.connect_s, now, total_deadline)
+            if not connection.usable:
+                raise UpstreamFault(FaultKind.CONNECT_FAILED, "closed as soon as it was open")
             now = self._clock()
         call, waiter = connection.start(head, body, timeouts, now, total_deadline)
         self._active.add(connection)
@@ -102,6 +104,8 @@ class Pool:
             call.abort()
             if waiter.done() and not waiter.cancelled():
                 waiter.exception()  # retrieved: a cancelled caller is not to be told of the fault in the log
+            # the fault's traceback holds this frame: without them it is no cycle for the collector to find
+            del waiter, call
             raise
         return call
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 
 class _ResumingContext(ssl.SSLContext):
@@ -69,15 +69,14 @@ class TlsClient:
             context.load_default_certs(ssl.Purpose.SERVER_AUTH)
         self.context: ssl.SSLContext = context
 
-    def remember(self, ssl_object: Any) -> Self:
+    def remember(self, ssl_object: Any) -> None:
         """Keep the session of a connection that has served a call (an ``ssl.SSLObject``), if it can be
         resumed.
         """
         session = getattr(ssl_object, "session", None)
-        if session is not None and session.has_ticket | bool(session.id):
+        if session is not None and (session.has_ticket or session.id):
             self._session = session
             self._received = self._clock()
-        return self
 
     def _recall(self) -> ssl.SSLSession | None:
         session = self._session
