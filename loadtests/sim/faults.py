@@ -17,6 +17,9 @@ MAX_FAULTS = 64
 _MAX_SECONDS = 3600.0
 _MAX_BYTES = 4 << 30
 
+PROBED = frozenset({"/health", "/ping", "/metrics", "/load", "/version", "/v1/models", "/is_sleeping"})
+"""A fault that names no path spares these, so that a failing server still looks alive."""
+
 # kind -> {parameter: (type, default)}
 KINDS: dict[str, dict[str, tuple[type, Any]]] = {
     "refuse": {"seconds": (float, 1.0), "drop_idle": (bool, True)},
@@ -83,9 +86,9 @@ class Fault:
     """Set when the fault is switched off: what hangs for it goes on."""
 
     def matches(self, path: str) -> bool:
-        """By exact path, by prefix (`/v1/*`), or any path at all."""
+        """By exact path, by prefix (`/v1/*`, `*`); without a path, everything but what probes ask for."""
         if self.path is None:
-            return True
+            return path not in PROBED
         return path.startswith(self.path[:-1]) if self.path.endswith("*") else path == self.path
 
     def describe(self) -> dict[str, Any]:

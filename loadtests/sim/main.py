@@ -18,7 +18,7 @@ _HELP = {
     "host": "address to listen on",
     "port": "port to listen on; 0 picks one and prints it",
     "uds": "listen on this Unix socket instead",
-    "control_port": "a second port for /sim/* alone, which no fault touches",
+    "control_port": "a second port, for /sim/*, that stays open while connections are refused",
     "tls_cert": "serve TLS with this certificate chain (PEM)",
     "tls_key": "the certificate's key (PEM)",
     "any_model": "answer for any model name (--no-any-model: 404 for others, as vLLM)",

@@ -18,7 +18,7 @@ class Settings:
     port: int = 8000
     uds: str | None = None
     control_port: int | None = None
-    """A second TCP port that serves only `/sim/*` and never suffers a fault; None: no such port."""
+    """A second TCP port, never closed by a `refuse` fault, for `/sim/*`; None: no such port."""
     tls_cert: str | None = None
     tls_key: str | None = None
 

@@ -198,7 +198,10 @@ async def events(chat: Chat, ticket: Ticket) -> AsyncIterator[bytes]:
 
 def _choice(chat: Chat, index: int, choice: Choice) -> dict[str, Any]:
     reasoning = choice.joined("reasoning") or None
-    entries = [chat_entry(u.text, chat.logprobs or 0) for u in choice.units() if u.kind == "content"]
+    logprobs = None
+    if chat.logprobs is not None:
+        entries = [chat_entry(u.text, chat.logprobs) for u in choice.units() if u.kind == "content"]
+        logprobs = {"content": entries}
     return {
         "index": index,
         "message": {
@@ -212,7 +215,7 @@ def _choice(chat: Chat, index: int, choice: Choice) -> dict[str, Any]:
             "reasoning": reasoning,
             "reasoning_content": reasoning,
         },
-        "logprobs": None if chat.logprobs is None else {"content": entries},
+        "logprobs": logprobs,
         "finish_reason": choice.reason,
         "stop_reason": choice.stop_reason,
         "token_ids": None,

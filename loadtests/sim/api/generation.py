@@ -21,6 +21,8 @@ from .errors import ApiError
 
 _STOP_SCAN = 65_536
 _PIECE = 8
+_KEPT = 4096
+"""Longer answers are drawn anew each time they are read rather than kept."""
 
 
 class Unit(NamedTuple):
@@ -52,6 +54,8 @@ class Choice:
 
     def units(self) -> Iterator[Unit]:
         """`goal` units, always the same ones."""
+        if self.fixed is None and self.goal <= _KEPT:
+            self.fixed = [Unit("content", word) for word in islice(text.words(self.seed), self.goal)]
         if self.fixed is not None:
             return iter(self.fixed[: self.goal])
         return (Unit("content", word) for word in islice(text.words(self.seed), self.goal))

@@ -75,6 +75,8 @@ class Totals:
 @dataclass(slots=True)
 class _Step:
     ends_s: float
+    tokens: int = 1
+    """Tokens every decoding sequence makes; more than one only where decoding takes no time."""
     decoding: list[Sequence] = field(default_factory=list)
     prefilling: list[tuple[Sequence, int]] = field(default_factory=list)
 
@@ -169,11 +171,18 @@ class Engine:
                 budget -= share
                 prefilled += share
         took_s = (self._model.decode_ms + self._model.decode_ms_per_seq * len(self._running)) / 1000
+        if not took_s and not prefilled:
+            step.tokens = min(self._burst(sequence) for sequence in step.decoding)
         if self._model.prefill_tps:
             took_s += prefilled / self._model.prefill_tps
         step.ends_s = at_s + took_s
         self._step = step
         self.totals.steps += 1
+
+    def _burst(self, sequence: Sequence) -> int:
+        """Tokens until the sequence ends or needs another block."""
+        room = sequence.blocks * BLOCK_TOKENS - sequence.prompt_tokens - sequence.made
+        return max(1, min(sequence.goal - sequence.made, room))
 
     def _end(self, step: _Step, out: list[Progress]) -> None:
         for sequence, share in step.prefilling:
@@ -183,15 +192,15 @@ class Engine:
             self.totals.prompt_tokens += share
             if not sequence.prefill_left:
                 self.prefix.insert(sequence.hashes)
-                self._token(sequence, step.ends_s, out)
+                self._token(sequence, 1, step.ends_s, out)
         for sequence in step.decoding:
             if not sequence.done and sequence.admitted_s >= 0:
-                self._token(sequence, step.ends_s, out)
+                self._token(sequence, step.tokens, step.ends_s, out)
 
-    def _token(self, sequence: Sequence, at_s: float, out: list[Progress]) -> None:
+    def _token(self, sequence: Sequence, tokens: int, at_s: float, out: list[Progress]) -> None:
         if sequence.first_token_s < 0:
             sequence.first_token_s = at_s
-        tokens = 1 if sequence.goal else 0
+        tokens = tokens if sequence.goal else 0
         sequence.made += tokens
         self.totals.generation_tokens += tokens
         if sequence.made >= sequence.goal:

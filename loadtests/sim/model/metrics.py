@@ -66,7 +66,7 @@ class Metrics:
     def progressed(self, progress: Progress) -> None:
         """Notes one step's outcome for one sequence."""
         sequence = progress.sequence
-        if sequence.first_token_s == progress.at_s and sequence.made <= 1:
+        if sequence.made == progress.tokens:
             self._ttft.observe(progress.at_s - sequence.arrived_s)
         if progress.finished:
             self.finished(sequence.reason, sequence, progress.at_s)

@@ -62,14 +62,22 @@ class Ticket:
             self._waiter = self._runner.loop.create_future()
             await self._waiter
         ready = self._ready.popleft()
+        if ready.tokens > 1:
+            # Streams tell tokens one by one, also those that became ready together.
+            self._ready.appendleft(Ready(ready.choice, ready.tokens - 1, ready.finished))
+            return Ready(ready.choice, 1, False)
         if ready.finished:
             self._left -= 1
         return ready
 
     async def finish(self) -> None:
         """Waits until every sequence is complete."""
-        async for _ in self:
-            pass
+        while self._left:
+            if not self._ready:
+                self._waiter = self._runner.loop.create_future()
+                await self._waiter
+            self._left -= sum(ready.finished for ready in self._ready)
+            self._ready.clear()
 
     def __enter__(self) -> Ticket:
         return self
