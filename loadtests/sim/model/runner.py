@@ -94,7 +94,9 @@ class Runner:
         self.loop = loop
         self._metrics = metrics
         self._owners: dict[Sequence, tuple[Ticket, int]] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        # with its time beside it: uvloop gives a handle without `when` for what is due now
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0
 
     def start(self, jobs: Iterable[Job]) -> Ticket:
         """Submits one sequence per job; the ticket's choices are numbered in their order."""
@@ -143,9 +145,10 @@ class Runner:
         if at is None:
             return
         if self._timer is not None:
-            if self._timer.when() <= at:
+            if self._timer_at <= at:
                 return
             self._timer.cancel()
+        self._timer_at = at
         self._timer = self.loop.call_at(at, self._tick)
 
     def _deliver(self, made: list[Progress]) -> None:
