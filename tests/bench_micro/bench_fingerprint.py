@@ -8,18 +8,18 @@ from penstock.gateway.parse import Parser
 
 from .material import CHAT, MODEL, chat
 
-_HEAD = prefix(b"1", MODEL.encode(), b"1", CHAT.path.encode())
+_HEAD = prefix(b"1", b"default", MODEL.encode(), b"1", CHAT.path.encode())
 
 
 def test_fingerprint_700_bytes(benchmark: BenchmarkFixture) -> None:
-    key = benchmark(fingerprint, Parser().parse(CHAT, chat(2)), _HEAD, "default", MODEL, "")
+    key = benchmark(fingerprint, Parser().parse(CHAT, chat(2)), _HEAD, MODEL, "")
     assert isinstance(key, bytes)
 
 
 def test_fingerprint_13_kib(benchmark: BenchmarkFixture) -> None:
-    key = benchmark(fingerprint, Parser().parse(CHAT, chat(40)), _HEAD, "default", MODEL, "")
+    key = benchmark(fingerprint, Parser().parse(CHAT, chat(40)), _HEAD, MODEL, "")
     assert isinstance(key, bytes)
 
 
 def test_fingerprint_that_ends_in_a_veto(benchmark: BenchmarkFixture) -> None:
-    benchmark(fingerprint, Parser().parse(CHAT, chat(2, temperature=0.7)), _HEAD, "default", MODEL, "")
+    benchmark(fingerprint, Parser().parse(CHAT, chat(2, temperature=0.7)), _HEAD, MODEL, "")

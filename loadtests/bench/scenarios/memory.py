@@ -29,7 +29,7 @@ def slow_streams(rig: Rig) -> None:
         asyncio.run(_warm(gateway.url(payload.PACED_MODEL)))
         before_kib, lag = gateway.anonymous_kib(), gateway.metrics()
         replies, gone, plateau_kib = uvloop.run(_slow(rig, gateway))
-        worst_ms = _worst_lag_ms(lag, gateway.metrics())
+        worst_ms = worst_lag_ms(_LAG, lag, gateway.metrics())
         after_kib = gateway.anonymous_kib()
     finally:
         gateway.stop()
@@ -150,9 +150,9 @@ async def _idle(rig: Rig, gateway: Gateway) -> tuple[int, int]:
     return during_kib, good
 
 
-def _worst_lag_ms(before: Exposition, after: Exposition) -> float:
-    """Return the bound of the highest lag bucket that gained anything between two scrapes, in milliseconds."""
-    old, new = before.buckets(_LAG), after.buckets(_LAG)
+def worst_lag_ms(family: str, before: Exposition, after: Exposition) -> float:
+    """Return the bound of a histogram's highest bucket that gained anything between two scrapes, in milliseconds."""
+    old, new = before.buckets(family), after.buckets(family)
     worst, below = 0.0, 0.0
     for bound in sorted(new):
         gained = new[bound] - old.get(bound, 0.0)

@@ -22,7 +22,11 @@ def steps(rig: Rig) -> None:
     argv += ["--benchmark-only", "--benchmark-quiet", f"--benchmark-json={out}", *files]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=rig.repository, check=False)
     if done.returncode:
-        rig.book.faults.append(f"micro: {' / '.join(done.stdout.strip().splitlines()[-3:])}")
+        said = done.stdout.strip().splitlines()
+        why = next(
+            (line for line in said if line.startswith("E  ")), said[-1] if said else done.stderr[-200:]
+        )
+        rig.book.faults.append(f"micro: {why.strip()}")
         return
     for found in json.loads(out.read_text())["benchmarks"]:
         name = found["name"].removeprefix("test_").replace("_", " ")
