@@ -19,7 +19,7 @@ from tests.support.scripted import (
     Server,
     chunk,
     on_uvloop,
-    open_descriptors,
+    open_sockets,
     pool_for,
     reply,
     request,
@@ -818,7 +818,7 @@ def full_listener() -> tuple[socket.socket, list[socket.socket]]:
 @on_uvloop
 async def test_a_connect_has_its_deadline(timeouts: CallTimeouts, kind: FaultKind) -> None:
     listener, fillers = full_listener()
-    before = open_descriptors()
+    before = open_sockets()
     try:
         async with pool_for(f"http://127.0.0.1:{listener.getsockname()[1]}") as pool:
             calling = asyncio.ensure_future(pool.call(*request(), timeouts))
@@ -826,7 +826,7 @@ async def test_a_connect_has_its_deadline(timeouts: CallTimeouts, kind: FaultKin
             assert pool.active == 1
             assert (await expect_fault(calling)).kind is kind
             assert pool.active == 0
-        assert open_descriptors() == before
+        assert open_sockets() == before
     finally:
         for sock in (listener, *fillers):
             sock.close()
@@ -838,7 +838,7 @@ async def test_a_connect_has_its_deadline(timeouts: CallTimeouts, kind: FaultKin
 @on_uvloop
 async def test_cancelling_while_connecting_leaves_nothing() -> None:
     listener, fillers = full_listener()
-    before = open_descriptors()
+    before = open_sockets()
     try:
         async with pool_for(f"http://127.0.0.1:{listener.getsockname()[1]}") as pool:
             calling = asyncio.ensure_future(pool.call(*request(), TIMEOUTS))
@@ -849,7 +849,7 @@ async def test_cancelling_while_connecting_leaves_nothing() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await calling
             assert pool.active == 0
-        assert open_descriptors() == before
+        assert open_sockets() == before
     finally:
         for sock in (listener, *fillers):
             sock.close()

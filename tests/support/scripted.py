@@ -3,13 +3,13 @@ it.
 """
 
 import asyncio
+import contextlib
 import datetime
 import functools
 import ipaddress
 import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -77,6 +77,7 @@ class Peer:
     async def send(self, data: bytes) -> None:
         self.writer.write(data)
         await self.writer.drain()
+        await asyncio.sleep(0)  # draining does not always give the loop a turn
 
     def reset(self) -> None:
         """Close with RST."""
@@ -101,7 +102,7 @@ class Server:
         return len(self.peers)
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def scripted(
     handler: Handler, *, tls: ssl.SSLContext | None = None, uds: Path | None = None, host: str = "127.0.0.1"
 ) -> AsyncIterator[Server]:
@@ -144,7 +145,7 @@ async def scripted(
         await until(lambda: not tasks)
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def pool_for(
     url: str,
     *,
@@ -234,9 +235,13 @@ async def until(predicate: Callable[[], object], timeout_s: float = WATCHDOG_S) 
             await asyncio.sleep(0.002)
 
 
-def open_descriptors() -> int:
-    """How many file descriptors this process holds."""
-    return len(os.listdir("/proc/self/fd"))
+def open_sockets() -> int:
+    """How many sockets this process holds."""
+    links = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            links.append(os.readlink(f"/proc/self/fd/{number}"))
+    return sum(link.startswith("socket:") for link in links)
 
 
 def certificate(folder: Path, *names: str) -> Path:
