@@ -1,64 +1,118 @@
 """Canned mode: prebuilt answers without parsing, so that a bench measures something else.
 
-A read that begins with a known request line and holds the whole request is answered from memory; anything else, and
-everything while a fault is on, goes the ordinary way. Requests are counted by path, not recorded.
+A read that begins with a known request line and holds the whole request is answered from memory; other requests to
+the same endpoints get the same bytes after parsing; the rest, and everything while a fault is on, goes the ordinary
+way. Requests are counted by path, not recorded.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from . import wire
 from .connection import Connection
 from .exchange import JSON, SSE
-from .faults import Faults
+from .recorder import record
 from .settings import Settings
+from .simulator import Simulator
 from .stats import Stats
+from .wire import Request
 
-_CHAT = "/v1/chat/completions"
+_CHAT = b"/v1/chat/completions"
+_SAID: dict[str, Any] = {"messages": [{"role": "user", "content": "canned"}], "max_tokens": 32}
+_ASKED: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "canned"},
+    "/v1/messages": _SAID,
+    "/v1/responses": {"input": "canned", "store": False},
+    "/v1/embeddings": {"input": "canned"},
+    "/v1/rerank": {"query": "canned", "documents": ["a", "b"]},
+    "/v1/score": {"text_1": "canned", "text_2": "b"},
+    "/classify": {"input": "canned"},
+    "/pooling": {"input": "canned"},
+    "/tokenize": {"prompt": "canned"},
+}
+_STREAMED = frozenset({"/v1/completions", "/v1/messages", "/v1/responses"})
 _MAX_HEAD = 65_536
 
 
-class Canned:
-    """Called by connections with raw bytes; True when it answered them."""
+class Answer(NamedTuple):
+    """Raw bytes: a whole plain response, and a stream's pieces to be flushed one by one (none: it has no stream)."""
 
-    def __init__(
-        self, settings: Settings, faults: Faults, stats: Stats, loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self._faults = faults
-        self._stats = stats
-        self._settings = settings
+    plain: bytes
+    pieces: list[bytes]
+
+
+class Canned:
+    """`fast` is given raw reads and `serve` parsed requests; both fall back to the simulator's ordinary way."""
+
+    def __init__(self, settings: Settings, simulator: Simulator, loop: asyncio.AbstractEventLoop) -> None:
+        self._simulator = simulator
+        self._faults = simulator.faults
+        self._stats = simulator.stats
+        self._pace_s = settings.canned_pace_ms / 1000
         self._loop = loop
-        self._prefix = f"POST {_CHAT} HTTP/1.1\r\n".encode()
-        body = _completion(settings)
-        self._reply = wire.head(200, content_type=JSON, length=len(body), close=False) + body
-        events = [wire.chunk(event) for event in _events(settings)]
-        events[0] = wire.head(200, content_type=SSE, length=None, close=False) + events[0]
-        self._pieces = [*events[:-1], events[-1] + wire.LAST_CHUNK]
         self._paced: list[_Playing] = []
         self._next_s = 0.0
+        self._answers: dict[bytes, Answer] = {}
 
-    def __call__(self, connection: Connection, data: bytes) -> bool:
-        if not data.startswith(self._prefix) or self._faults.active:
+    async def prepare(self) -> None:
+        """Builds the answers: chat to the size that was asked for, the others by asking their endpoints once."""
+        settings = self._simulator.settings
+        self._answers[_CHAT] = Answer(_response(_completion(settings)), _pieces(_events(settings)))
+        for path, body in _ASKED.items():
+            plain, _ = await record(self._simulator.context, path, body)
+            events: list[bytes] = []
+            if path in _STREAMED:
+                _, events = await record(self._simulator.context, path, body | {"stream": True})
+            self._answers[path.encode()] = Answer(_response(plain), _pieces(events) if events else [])
+
+    def fast(self, connection: Connection, data: bytes) -> bool:
+        """True when these bytes were one whole request for something canned, which is answered."""
+        if not data.startswith(b"POST ") or self._faults.active:
             return False
-        end = data.find(b"\r\n\r\n", 0, _MAX_HEAD)
-        if end < 0 or len(data) != end + 4 + _content_length(data, end):
+        path_end = data.find(b" ", 5, 64)
+        answer = self._answers.get(data[5:path_end])
+        end = data.find(b"\r\n\r\n", path_end, _MAX_HEAD)
+        if answer is None or end < 0 or len(data) != end + 4 + _content_length(data, end):
             return False
-        self._stats.requests += 1
-        if data.find(b'"stream":true', end) >= 0 or data.find(b'"stream": true', end) >= 0:
-            connection.busy = True
-            self.play(_Playing(self._pieces, connection, self._stats))
-        else:
-            connection.transport.write(self._reply)
-            self._stats.count(_CHAT, "200")
+        if data.find(b"onnection: close", path_end, end) >= 0:
+            return False
+        self._answer(connection, data[5:path_end].decode(), answer, self._streams(answer, data, end), True)
         return True
+
+    def serve(self, connection: Connection, request: Request) -> asyncio.Task[None] | None:
+        """The same for a request that came in several reads."""
+        answer = self._answers.get(request.path.encode("latin-1"))
+        if answer is None or self._faults.active or request.method != "POST":
+            return self._simulator.serve(connection, request)
+        stream = self._streams(answer, request.body, 0)
+        self._answer(connection, request.path, answer, stream, request.keep_alive)
+        if not stream:
+            connection.done(request.keep_alive)
+        return None
+
+    def _answer(
+        self, connection: Connection, path: str, answer: Answer, stream: bool, keep_alive: bool
+    ) -> None:
+        self._stats.requests += 1
+        if stream:
+            connection.busy = True
+            self.play(_Playing(answer.pieces, connection, self._stats, path, keep_alive))
+        else:
+            connection.transport.write(answer.plain)
+            self._stats.count(path, "200")
+
+    def _streams(self, answer: Answer, data: bytes, start: int) -> bool:
+        return bool(answer.pieces) and (
+            data.find(b'"stream":true', start) >= 0 or data.find(b'"stream": true', start) >= 0
+        )
 
     def play(self, playing: _Playing) -> None:
         """Lets one stream run: all paced streams share a ticker, unpaced ones take turns in the loop."""
-        pace_s = self._settings.canned_pace_ms / 1000
+        pace_s = self._pace_s
         if not pace_s:
             self._loop.call_soon(self._turn, playing)
         else:
@@ -82,7 +136,11 @@ class Canned:
 class _Playing:
     """One canned stream on its way."""
 
-    def __init__(self, pieces: list[bytes], connection: Connection, stats: Stats) -> None:
+    def __init__(
+        self, pieces: list[bytes], connection: Connection, stats: Stats, path: str, keep_alive: bool
+    ) -> None:
+        self._path = path
+        self._keep_alive = keep_alive
         self._pieces = pieces
         self._connection = connection
         self._stats = stats
@@ -92,7 +150,7 @@ class _Playing:
         """Writes the next event; False when the stream is over."""
         connection = self._connection
         if connection.closed:
-            self._stats.count(_CHAT, "aborted")
+            self._stats.count(self._path, "aborted")
             return False
         if connection.paused:
             return True
@@ -100,9 +158,20 @@ class _Playing:
         self._at += 1
         if self._at < len(self._pieces):
             return True
-        self._stats.count(_CHAT, "200")
-        connection.done(True)
+        self._stats.count(self._path, "200")
+        connection.done(self._keep_alive)
         return False
+
+
+def _response(body: bytes) -> bytes:
+    return wire.head(200, content_type=JSON, length=len(body), close=False) + body
+
+
+def _pieces(events: list[bytes]) -> list[bytes]:
+    chunks = [wire.chunk(event) for event in events]
+    chunks[0] = wire.head(200, content_type=SSE, length=None, close=False) + chunks[0]
+    chunks[-1] += wire.LAST_CHUNK
+    return chunks
 
 
 def _events(settings: Settings) -> list[bytes]:

@@ -6,6 +6,7 @@ GET /sim/stats · GET, POST, DELETE /sim/faults · POST /sim/reset. POST /sim/fa
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -36,11 +37,13 @@ class Control:
             await exchange.json(200, {"status": "ok"})
         elif (method, path) == ("POST", "/sim/faults"):
             added = self._add(exchange.request.body)
-            await exchange.json(200, {"faults": self._faults.describe()})
             for fault in added:
                 if fault.kind == "refuse":
-                    await exchange.connection.flushed()
                     self._refuse(fault.parameters["seconds"], fault.parameters["drop_idle"])
+            # The loop closes listeners in its next round; who gets this answer is refused from here on.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            await exchange.json(200, {"faults": self._faults.describe()})
         elif (method, path) == ("DELETE", "/sim/faults"):
             self._faults.clear()
             await exchange.json(200, {"faults": []})

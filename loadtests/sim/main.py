@@ -11,6 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import uvloop
+
+from .model.tokens import BLOCK_TOKENS
 from .server import Server
 from .settings import Settings
 
@@ -23,7 +26,7 @@ _HELP = {
     "tls_key": "the certificate's key (PEM)",
     "any_model": "answer for any model name (--no-any-model: 404 for others, as vLLM)",
     "api_key": "require this key on /v1, as vLLM's --api-key",
-    "max_model_len": "context length in tokens",
+    "max_model_len": "context length in tokens; by default as much as --kv-blocks hold",
     "request_id_headers": "echo X-Request-Id, as vLLM's --enable-request-id-headers",
     "startup_s": "seconds before it listens",
     "wake_s": "seconds /wake_up takes",
@@ -63,11 +66,15 @@ def parse(argv: Sequence[str]) -> Settings:
             options["action"] = argparse.BooleanOptionalAction
         elif field.name == "control_port":
             options["type"] = int
+        elif field.name == "max_model_len":
+            options |= {"type": int, "default": None}
         elif field.default is not None:
             options["type"] = type(field.default)
         parser.add_argument(flag, **options)
     given = vars(parser.parse_args(argv))
     given["models"] = tuple(given["models"] or Settings().models)
+    if given["max_model_len"] is None:
+        given["max_model_len"] = min(Settings().max_model_len, given["kv_blocks"] * BLOCK_TOKENS)
     settings = Settings(**given)
     problem = _problem(settings)
     if problem:
@@ -83,8 +90,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        import uvloop
-
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(Server(settings, _say).run())
     except OSError as err:
@@ -108,7 +113,7 @@ def _problem(settings: Settings) -> str | None:
     for name in ("prefill_tps", "decode_ms", "decode_ms_per_seq", "startup_s", "wake_s", "keep_alive_s"):
         if getattr(settings, name) < 0:
             return f"--{name.replace('_', '-')} must not be negative"
-    if settings.max_model_len > settings.kv_blocks * 16:
+    if settings.max_model_len > settings.kv_blocks * BLOCK_TOKENS:
         return "--max-model-len does not fit into --kv-blocks of 16 tokens"
     return None
 

@@ -45,10 +45,10 @@ class Server:
         self._loop = loop
         self._tls = _tls(self._settings)
         self._simulator = Simulator(self._settings, loop, self._refuse)
-        simulator = self._simulator
-        self._canned = (
-            Canned(self._settings, simulator.faults, simulator.stats, loop) if self._settings.canned else None
-        )
+        self._canned = None
+        if self._settings.canned:
+            self._canned = Canned(self._settings, self._simulator, loop)
+            await self._canned.prepare()
         if self._settings.startup_s:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), self._settings.startup_s)
@@ -86,9 +86,9 @@ class Server:
             self._loop,
             self._settings,
             self._simulator.stats,
-            self._simulator.serve,
+            self._canned.serve if self._canned else self._simulator.serve,
             self._members,
-            self._canned,
+            self._canned.fast if self._canned else None,
         )
 
     def _refuse(self, seconds: float, drop_idle: bool) -> None:
