@@ -73,7 +73,7 @@ class StoredResponse:
 def stored_response(method: str, path: str) -> StoredResponse | frozenset[str] | None:
     """The stored response that a path names; the allowed methods where the method is wrong; None for other paths.
 
-    An id is 1 to 128 unreserved characters (RFC 3986) and no dot segment, so it cannot smuggle a path or a query upstream.
+    An id is 1 to 128 unreserved characters (RFC 3986) and no dot segment: it cannot smuggle a path or a query upstream.
     """
     if not path.startswith("/v1/responses/"):
         return None

@@ -71,7 +71,7 @@ class Parser:
         content_type = raw.content_type
         if endpoint.multipart:
             return self._form(endpoint, body, content_type)
-        if not content_type.startswith("application/json") and not _is_json(content_type):
+        if content_type != "application/json" and not _is_json(content_type):
             raise Fault(
                 Kind.UNSUPPORTED_MEDIA_TYPE,
                 f"Content-Type must be application/json, not '{content_type[:80]}'",

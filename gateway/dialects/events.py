@@ -16,7 +16,7 @@ class EventMarker:
 
     def __init__(self, terminal: tuple[bytes, ...], failing: tuple[bytes, ...]) -> None:
         names = b"|".join(re.escape(name) for name in {*terminal, *failing})
-        self._pattern = re.compile(rb"(?:^|[\r\n])event: ?(%b)(?=[\r\n])" % names)
+        self._pattern = re.compile(rb"[\r\n]event: ?(%b)(?=[\r\n])" % names)
         self._failing = failing
         self._keep = max(map(len, {*terminal, *failing})) + len("\nevent: \n")
         self._tail = b"\n"

@@ -12,8 +12,11 @@ from ..errors import Fault
 from .base import encode, openai_error
 
 _TAIL_BYTES = 64
-_ERROR = re.compile(rb'^data:\s*\{\s*"error"\s*:', re.M)
-_CODE = re.compile(rb'"code"\s*:\s*"?([45][0-9]{2})\b')
+_FRAME_BYTES = 4096  # of an error frame, as much is read to find its code
+# A line break of its own cannot stand inside JSON, so generated text cannot fake the start of a line.
+_DONE = re.compile(rb"[\r\n]data: ?\[DONE\]")
+_ERROR = re.compile(rb'[\r\n]data:[ \t]*(\{[ \t]*"error"[ \t]*:[ \t]*[^n \t\r\n][^\r\n]*)')  # null is none
+_CODE = re.compile(rb'"code"\s*:\s*"?([45][0-9]{2})(?=[",}\s])')
 
 
 class OpenAI:
@@ -33,26 +36,36 @@ class OpenAI:
 
 
 class DoneMarker:
-    """Keeps the last bytes of a stream, where ``data: [DONE]`` must stand at its end."""
+    """Keeps the last bytes of a stream, where ``data: [DONE]`` must stand at its end, and notices an error frame."""
 
-    __slots__ = ("_failed", "_tail", "status")
+    __slots__ = ("_failed", "_frame", "_tail", "status")
 
     def __init__(self) -> None:
         self.status = 200
-        self._tail = b""
+        self._tail = b"\n"
         self._failed = False
+        self._frame = b""
 
     def feed(self, data: bytes) -> None:
-        """Takes the next bytes; an error frame is found where it stands whole in one of them."""
-        if len(data) >= _TAIL_BYTES:
-            self._tail = data[-_TAIL_BYTES:]
-        else:
-            self._tail = (self._tail + data)[-_TAIL_BYTES:]
-        if b'"error"' in data and _ERROR.search(data):
-            self._failed = True
-            code = _CODE.search(data)
-            self.status = int(code[1]) if code else 500
+        """Takes the next bytes; what an edge cuts in two is found with the next ones."""
+        if self._frame:
+            self._read(self._frame + data)
+        window = self._tail + data
+        if not self._failed and b'"error"' in window:
+            match = _ERROR.search(window)
+            if match is not None:
+                self._failed = True
+                self._read(window[match.start(1) :])
+        self._tail = window[-_TAIL_BYTES:]
+
+    def _read(self, frame: bytes) -> None:
+        """The status in an error frame, of which the end may still be to come."""
+        line = re.split(rb"[\r\n]", frame, maxsplit=1)
+        code = _CODE.search(line[0])
+        self.status = int(code[1]) if code is not None else 500
+        whole = code is not None or len(line) > 1 or len(frame) > _FRAME_BYTES
+        self._frame = b"" if whole else frame
 
     def terminal(self) -> bool:
         """Whether ``[DONE]`` was the last event, or the upstream has said itself that it failed."""
-        return self._failed or b"data: [DONE]" in self._tail or b"data:[DONE]" in self._tail
+        return self._failed or _DONE.search(self._tail) is not None
