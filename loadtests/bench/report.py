@@ -24,13 +24,13 @@ _REFERENCES = ("echo", "direct", "vllm-router")
 
 def table(book: Book) -> str:
     """Return medians over the rounds, ratios within the rounds, goals, notes and faults."""
-    lines = [f"{'':9}{'':22}" + "".join(f"{title:>10}" for _, title in _COLUMNS)]
+    lines = [f"{'':9}{'':34}" + "".join(f"{title:>10}" for _, title in _COLUMNS)]
     for scenario, subject in dict.fromkeys((s.scenario, s.subject) for s in book.samples):
         cells = [
             _cell(book.of(scenario, subject, figure), book, scenario, subject, figure)
             for figure, _ in _COLUMNS
         ]
-        lines.append(f"{scenario:9}{subject:22}" + "".join(f"{cell:>10}" for cell in cells))
+        lines.append(f"{scenario:9}{subject:34}" + "".join(f"{cell:>10}" for cell in cells))
     lines += ["", *(f"{name:45} {value:.3f}" for name, value in ratios(book).items())]
     lines.append("")
     for goal in book.goals:
