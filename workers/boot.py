@@ -37,6 +37,7 @@ from .admin import PATHS
 from .forward import Forward
 from .foundation import CONTROL
 from .host import Host, RsgiApp, serve
+from .listeners import refuse_new
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ CHANGED = b"c"
 """What a child says through its pipe; the last is the controller's word for a new configuration."""
 TICK_S = 0.02
 SETTLE_S = 0.25
-"""Time for connections accepted a moment ago to send their request before idle ones are closed."""
+"""Time for handshakes under way to end and for new connections to send, before idle ones are closed."""
 QUIET_S = 5.0
 """With nothing in flight for this long after the stop, half a request head does not hold up the end."""
 CUT_BEFORE_S = 1.0
@@ -238,7 +239,6 @@ class _Life:
             return
         self._published = published
         logs.set_level(published.config.log.level)
-        log.info("config_loaded generation=%d", published.generation)
 
     async def _until_left(self, host: Host) -> None:
         replaced = await self._leave
@@ -249,11 +249,13 @@ class _Life:
         if replaced:
             self._stop_accepting(host)
         self._app.begin_drain()
-        # In a rolling restart this gives busy keep-alive clients an answer that says `Connection: close`.
-        await asyncio.sleep(workers.drain_delay_s)
+        # In a rolling restart this gives busy keep-alive clients an answer that says `Connection: close`, and
+        # connections accepted a moment ago the time to send.
+        await asyncio.sleep(max(workers.drain_delay_s, SETTLE_S if replaced else 0.0))
         if not replaced:
-            self._stop_accepting(host)
+            refuse_new(self._mine.listeners)
             await asyncio.sleep(SETTLE_S)
+            self._stop_accepting(host)
         host.stop()
         await self._finished(host, end - CUT_BEFORE_S)
         if not host.done.done() and self._app.inflight:

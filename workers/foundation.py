@@ -21,7 +21,7 @@ from ..cache.layout import Geometry
 from ..cache.segment import NoRoom, Segment, process_start
 from ..gateway.config import MAX_BACKENDS, MAX_MODELS, Config
 from . import rundir, store
-from .host import listen_tcp, listen_unix
+from .listeners import listen_tcp, listen_unix
 
 log = logging.getLogger(__name__)
 

@@ -35,8 +35,7 @@ from granian._futures import _future_watcher_wrapper, _new_cbscheduler
 from granian._granian import RSGIWorker, SocketHolder, WorkerSignal
 from granian.http import HTTP1Settings, HTTP2Settings
 
-BACKLOG = 4096
-"""Connections the kernel may hold for a listener that is not accepting."""
+from .listeners import BACKLOG
 
 BACKPRESSURE = 16_384
 """Open connections per listener before Granian stops accepting (its own default of 1,024 starves probes)."""
@@ -169,35 +168,3 @@ def _make_worker(
         False,  # verify clients
         (None, None),  # metrics
     )
-
-
-def listen_tcp(host: str, port: int, *, shared: bool = True) -> socket.socket:
-    """A listening, non-blocking TCP socket; `shared` sets SO_REUSEPORT. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # inherited by every accepted connection: no 40 ms from Nagle meeting a delayed acknowledgement
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def listen_unix(path: str) -> socket.socket:
-    """A listening, non-blocking Unix socket at `path`; a stale file there is replaced. Raises OSError."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        if os.path.exists(path):
-            os.unlink(path)
-        listener.bind(path)
-        listener.listen(BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
