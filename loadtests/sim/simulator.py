@@ -105,9 +105,10 @@ class Simulator:
     async def _guarded(self, exchange: Exchange, answer: Awaitable[None]) -> None:
         try:
             await answer
-        except ApiError as err:
+        except (ApiError, RecursionError) as problem:
             if exchange.status:
                 raise
+            err = problem if isinstance(problem, ApiError) else ApiError(400, "nested too deeply")
             extra: tuple[Header, ...] = ((b"allow", b"POST"),) if err.status == 405 else ()
             await exchange.reply(err.status, routes.encode(err.for_path(exchange.request.path)), extra=extra)
 

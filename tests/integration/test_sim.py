@@ -420,3 +420,33 @@ def test_canned_answers_parse_and_are_counted():
         assert http.post("/v1/embeddings", json={"input": "x"}).status_code == 200
         paths = http.get("/sim/stats").json()["paths"]
         assert paths["/v1/chat/completions"]["outcomes"] == {"200": 2}
+
+
+def test_reasoning_comes_before_the_answer_in_every_dialect():
+    with running("--reasoning") as url, openai.OpenAI(base_url=f"{url}/v1", api_key="x") as client:
+        plain = client.chat.completions.create(model="m", messages=MESSAGES)
+        thought = "".join(
+            getattr(c.choices[0].delta, "reasoning_content", None) or ""
+            for c in client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
+        )
+        assert thought == plain.choices[0].message.reasoning_content
+        assert thought
+        with client.responses.stream(model="m", input="hi") as stream:
+            kinds = [item.type for item in stream.get_final_response().output]
+        assert kinds == ["reasoning", "message"]
+        with (
+            anthropic.Anthropic(base_url=url, api_key="x") as claude,
+            claude.messages.stream(model="m", max_tokens=100, messages=MESSAGES) as said,
+        ):
+            assert [block.type for block in said.get_final_message().content] == ["thinking", "text"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "user", "content": json.loads("[" * 900 + "]" * 900)}]},
+        {"messages": [{"role": "user", "content": "x"}], "min_tokens": 8_000_000},
+    ],
+)
+def test_no_body_makes_it_fail_or_hang(http, body):
+    assert http.post("/v1/chat/completions", json=body).status_code in (200, 400)

@@ -21,6 +21,8 @@ from .errors import ApiError
 
 _STOP_SCAN = 65_536
 _PIECE = 8
+_LONGEST = 262_144
+"""No answer is longer, whatever was asked for: one request must not hold the loop for seconds."""
 _KEPT = 4096
 """Longer answers are drawn anew each time they are read rather than kept."""
 
@@ -121,9 +123,9 @@ def prose(seed: int, limit: Limits, *, reasoning: bool = False, gibberish: bool 
     if gibberish:
         goal = limit.max_tokens or 32
         return Choice(seed, goal, "length", fixed=[Unit("content", "!")] * min(goal, _STOP_SCAN))
-    natural = max(text.natural_length(seed), limit.min_tokens)
+    natural = min(max(text.natural_length(seed), limit.min_tokens), _LONGEST)
     if limit.ignore_eos:
-        natural = limit.max_tokens or natural
+        natural = min(limit.max_tokens or natural, _LONGEST)
         goal, reason = natural, "length" if limit.max_tokens else "stop"
     elif limit.max_tokens is not None and limit.max_tokens < natural:
         goal, reason = limit.max_tokens, "length"

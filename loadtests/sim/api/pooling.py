@@ -19,6 +19,7 @@ from .errors import ApiError
 from .generation import prompt_tokens
 
 _MAX_TEXTS = 2048
+_MAX_NUMBERS = 1 << 20
 
 
 async def embeddings(context: Context, exchange: Exchange) -> None:
@@ -29,6 +30,8 @@ async def embeddings(context: Context, exchange: Exchange) -> None:
     if kind not in ("float", "base64"):
         raise ApiError(400, "Input should be 'float' or 'base64'", param="encoding_format")
     dimensions = fields.integer(body, "dimensions", context.settings.embedding_dim, 1, 65_536)
+    if len(texts) * dimensions > _MAX_NUMBERS:
+        raise ApiError(400, f"at most {_MAX_NUMBERS} numbers in an answer", param="dimensions")
     used = await _read(context, texts)
     data = []
     for index, item in enumerate(texts):
