@@ -73,12 +73,13 @@ test-vllm: install
 	$(PYTEST) -o timeout=1800 -m vllm -rs tests $(ARGS)
 
 chaos: install
-	$(PYTEST) -o timeout=1800 -m "slow or not slow" tests/chaos $(ARGS)
+	$(PYTEST) -o timeout=1800 -m "not vllm" tests/chaos $(ARGS)
 
 soak: install
 	$(PYTEST) -o timeout=14400 -m soak tests $(ARGS)
 
 bench: tools
+	$(PYTEST) -o python_files='bench_*.py' --benchmark-only --benchmark-columns=median,iqr,ops tests/bench_micro
 	$(BIN)/python -m penstock.loadtests.bench $(ARGS)
 
 bench-scale: tools

@@ -160,6 +160,7 @@ class Proc:
                 self.wait_ready()
             except BaseException:
                 self.stop(grace_s=2)
+                self._forget()
                 raise
         return self
 
@@ -240,7 +241,10 @@ class Proc:
         finally:
             if error is not None:
                 sys.stderr.write(f"\n--- output of {self.name} ---\n{self.tail()}\n")
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._forget()
+
+    def _forget(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _session(pid: int) -> int | None:
