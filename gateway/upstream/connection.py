@@ -36,6 +36,7 @@ class Connection(asyncio.Protocol):
     """``start`` writes a request and returns the call whose future its head (or whole response) resolves."""
 
     __slots__ = (
+        "__weakref__",
         "_call",
         "_clock",
         "_long",

@@ -8,8 +8,9 @@ idle times are driven by ``tick``, which the worker calls for all its pools.
 written at that moment is lost. A server that says how long it keeps a connection (``Keep-Alive: timeout=N``)
 is believed: its connections go one second before that if it is sooner, and up to ``min_idle`` of them may
 stay that long if it is later (60 s at most). Nothing is opened ahead of need: against a server that closes
-after 5 s that would be a reconnect every few seconds for nothing. ``max_idle`` bounds what is kept; the
-number in use is bounded by admission.
+after 5 s that would be a reconnect every few seconds for nothing. ``max_idle`` bounds what is kept for longer
+than a second: when many answers come in one turn of the loop their connections are all idle for an instant,
+and closing some of them would mean to open them again at once. The number in use is bounded by admission.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _NEVER = float("inf")
 _LONGEST_IDLE_S = 60.0
 #: how much earlier than its server we let go of a connection
 _MARGIN_S = 1.0
+#: how long there may be more than ``max_idle``
+_EXCESS_S = 1.0
 
 
 class Pool:
@@ -115,12 +118,16 @@ class Pool:
         """
         for connection in [active for active in self._active if active.deadline <= now]:
             connection.expire(now)
-        spare = len(self._idle) - self._min_idle
-        for connection in list(self._idle):
+        idle = self._idle
+        over_min, over_max = len(idle) - self._min_idle, len(idle) - self._max_idle
+        for place, connection in enumerate(list(idle)):  # the longest idle come first
             idle_s = now - connection.idle_since
-            if idle_s >= self._keep_s(connection) or (spare > 0 and idle_s >= self._idle_s):
+            if (
+                idle_s >= self._keep_s(connection)
+                or (place < over_min and idle_s >= self._idle_s)
+                or (place < over_max and idle_s >= _EXCESS_S)
+            ):
                 connection.close()
-            spare -= 1
 
     async def close(self, grace_s: float = 0.0) -> None:
         """Close idle connections now and busy ones when their call ends, or after ``grace_s`` with a CLOSED
@@ -151,7 +158,7 @@ class Pool:
         if connection.served == 1 and self.origin.scheme == "https":
             self._connector.remember_session(connection.transport)
         if reusable:
-            if self._closing or len(self._idle) >= self._max_idle:
+            if self._closing:
                 connection.close()
             else:
                 connection.idle_since = self._clock()

@@ -1,9 +1,12 @@
 """The pool against a server that does what it is told, over real sockets."""
 
 import asyncio
+import gc
 import socket
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -117,9 +120,14 @@ async def test_the_connection_used_last_is_used_first() -> None:
 
 
 @on_uvloop
-async def test_no_more_than_max_idle_are_kept() -> None:
-    async with scripted(answer_all) as server, pool_for(server.url, max_idle=2) as pool:
+async def test_more_than_max_idle_are_kept_for_an_instant_only() -> None:
+    clock = Clock()
+    async with scripted(answer_all) as server, pool_for(server.url, clock=clock, max_idle=2) as pool:
         await asyncio.gather(*[pool.call(*request(), TIMEOUTS) for _ in range(5)])
+        pool.tick(clock.now)
+        assert (pool.active, pool.idle) == (0, 5)
+        clock.now += 1
+        pool.tick(clock.now)
         assert (pool.active, pool.idle) == (0, 2)
         await until(lambda: server.open == 2)
 
@@ -794,10 +802,10 @@ async def test_no_deadline_is_zero() -> None:
         call.abort()
 
 
-def full_listener() -> tuple[socket.socket, list[socket.socket]]:
+def full_listener(host: str = "127.0.0.1") -> tuple[socket.socket, list[socket.socket]]:
     """A listener whose accept queue is full: the next connect gets no answer."""
     listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
+    listener.bind((host, 0))
     listener.listen(0)
     fillers = []
     for _ in range(3):
@@ -966,6 +974,81 @@ async def test_a_name_with_a_dead_address_first_is_reached_by_the_next() -> None
         call = await pool.call(*request(b"x"), TIMEOUTS)
         assert call.body == b"x"
         assert server.connections == 1
+
+
+@on_uvloop
+async def test_a_name_whose_first_address_is_silent_is_reached_by_the_next() -> None:
+    listener, fillers = full_listener("127.0.0.2")
+    port = listener.getsockname()[1]
+    loop = asyncio.get_running_loop()
+    answered = await loop.create_server(lambda: Canned(), "127.0.0.1", port)
+    try:
+        async with pool_for(f"http://backend:{port}") as pool:
+
+            async def two_addresses(*_: object, **__: object) -> list[object]:
+                return [
+                    (socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port))
+                    for host in ("127.0.0.2", "127.0.0.1")
+                ]
+
+            class Loop:
+                create_task = loop.create_task
+                getaddrinfo = staticmethod(two_addresses)
+
+            pool._connector._resolver._loop = Loop()  # type: ignore[assignment]
+            before = open_sockets()
+            call = await pool.call(*request(), TIMEOUTS)
+            assert call.body == b"ok"
+            await until(lambda: open_sockets() == before + 2)
+    finally:
+        answered.close()
+        for sock in (listener, *fillers):
+            sock.close()
+
+
+class Canned(asyncio.Protocol):
+    """Answers whatever comes."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(reply())
+
+
+@on_uvloop
+async def test_what_a_call_leaves_behind_needs_no_cycle_collector() -> None:
+    """The collector of a worker is tuned to run seldom: connections and faults must go by reference counts
+    alone.
+    """
+
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        if peer.number % 2 == 0:
+            await peer.send(reply())
+            await peer.forever()
+        else:
+            await peer.send(CHUNKED + chunk(b"a") + b"zz\r\n")
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with scripted(handler) as server, pool_for(server.url) as pool:
+            left: list[weakref.ref[object]] = []
+            for number in range(4):
+                try:
+                    call = await pool.call(*request(), TIMEOUTS, fresh=True)
+                    assert number % 2 == 0
+                    left.append(weakref.ref(pool._idle[-1]))
+                    assert call.complete
+                    del call
+                except UpstreamFault as fault:
+                    left.append(weakref.ref(fault))
+            await pool.close()
+            await until(lambda: server.open == 0)
+            await until(lambda: not [ref() for ref in left if ref() is not None])
+    finally:
+        gc.enable()
 
 
 @on_uvloop
