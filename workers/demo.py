@@ -37,7 +37,8 @@ def demo() -> Iterator[Path]:
         started = [undo.enter_context(_simulator(port)) for port in ports]
         for process, port in zip(started, ports, strict=True):
             _wait(process, port)
-        lines = ["models:", f"  {MODEL}:", "    backends:"]
+        lines = [f"listen: {{port: {_port(8080)}}}", f"admin: {{port: {_port(9090)}}}"]
+        lines += ["models:", f"  {MODEL}:", "    backends:"]
         lines += [f"      - url: http://127.0.0.1:{port}" for port in ports]
         file = folder / "penstock.yaml"
         file.write_text("\n".join(lines) + "\n")
@@ -56,6 +57,15 @@ def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [int(one.getsockname()[1]) for one in sockets]
+
+
+def _port(usual: int) -> int:
+    """The usual port, or a free one where somebody has it."""
+    try:
+        with socket.create_server(("0.0.0.0", usual), reuse_port=False):
+            return usual
+    except OSError:
+        return _free_ports(1)[0]
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,22 +17,27 @@ Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The file at `path`; the other fields, where given, take precedence over it, at every reload."""
+    """The file at `path`; the other fields, where given, take precedence over it, at every reload.
+
+    machine: what the file is checked against, taken where the gateway starts: a process that reads the file again
+    later is pinned to a core of its own and would take that for all there are.
+    """
 
     path: Path
     port: int | None = None
     workers: int | None = None
     log_level: Level | None = None
+    machine: Machine = field(default_factory=Machine.here)
 
     def read(self, environ: Mapping[str, str]) -> Config:
         """The configuration as it is now, checked. Raises ConfigError, whose text is one line."""
         replace = msgspec.structs.replace
-        config = load(self.path, environ)
+        config = load(self.path, environ, machine=self.machine)
         if self.port is not None:
             config = replace(config, listen=replace(config.listen, port=self.port))
         if self.workers is not None:
             config = replace(config, workers=replace(config.workers, count=self.workers))
         if self.log_level is not None:
             config = replace(config, log=replace(config.log, level=self.log_level))
-        check(str(self.path), config, environ, Machine.here())
+        check(str(self.path), config, environ, self.machine)
         return config
