@@ -1,0 +1,42 @@
+"""A configuration file read again, later and elsewhere, is judged as it was at the start."""
+
+import os
+
+import pytest
+
+from penstock.gateway.config import ConfigError, Machine
+from penstock.workers.source import Source
+
+MODEL = "models:\n  m: {backends: [{url: http://h:1}]}\n"
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "penstock.yaml"
+    path.write_text(MODEL)
+    return path
+
+
+def test_a_process_pinned_to_one_core_reads_a_file_that_names_others(file):
+    machine = Machine(cores=frozenset({0, 1, 2, 3}), max_descriptors=1_000_000)
+    file.write_text(MODEL + "workers: {cores: [2, 3]}\n")
+    source = Source(file, machine=machine)
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert source.read({}).workers.cores == (2, 3)
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_the_command_line_takes_precedence_at_every_reading(file):
+    source = Source(file, port=8181, workers=3, log_level="DEBUG")
+    for _ in range(2):
+        config = source.read({})
+        assert (config.listen.port, config.workers.count, config.log.level) == (8181, 3, "DEBUG")
+        file.write_text(MODEL + "listen: {port: 80}\nlog: {level: ERROR}\n")
+
+
+def test_what_the_command_line_says_is_checked_too(file):
+    with pytest.raises(ConfigError, match="9090 is the API port too"):
+        Source(file, port=9090).read({})
