@@ -26,6 +26,15 @@ key with its default. An unknown key is an error, so a typing mistake cannot go 
 
 A file is at most 1 MiB. At most 256 models and 256 backends fit in one node.
 
+SIGHUP makes a running gateway read the file again. A file that is refused changes nothing. Most keys take effect at
+once, between requests; the log names those that need more:
+
+| applied by | keys |
+|---|---|
+| `penstock restart`, after the SIGHUP | \
+`listen.http`, `listen.tls`, `listen.read_timeout_s`, `listen.keep_alive_s`, `workers` |
+| a new start | `listen.host`, `listen.port`, `listen.uds`, `admin`, `workers.count`, `workers.cores` |
+
 This page is made from the Structs in `gateway/config/structs.py` by `make docs`.
 """
 

@@ -13,6 +13,7 @@ from msgspec import inspect
 from penstock.gateway.config import Config, Machine, load, schema
 from penstock.gateway.config.reference import markdown
 from penstock.gateway.config.shape import shape
+from penstock.workers.store import RESTART, ROLL
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = (ROOT / "penstock.example.yaml").read_text()
@@ -100,6 +101,15 @@ def test_every_key_has_a_description():
 )
 def test_a_file_made_from_the_structs_is_current(file, made):
     assert (ROOT / file).read_text() == made(), "run `make docs`"
+
+
+def test_the_reference_names_the_keys_that_a_reload_does_not_apply():
+    rows = [
+        line for line in markdown().splitlines() if line.startswith(("| `penstock restart`", "| a new start"))
+    ]
+    assert [
+        tuple(re.findall("`([a-z_.]+)`", row.partition("| ")[2].partition(" | ")[2])) for row in rows
+    ] == [ROLL, RESTART]
 
 
 def test_documents_name_files_that_exist():
