@@ -227,8 +227,8 @@ class Pipeline:
             raise Fault(Kind.NO_BACKEND, f"no backend of '{model.name}' is healthy", retry_after_s=2.0)
         while True:
             attempt += 1
-            lease = Lease(self._row, backend.index)
             head = (backend.head(method, target) + fields).encode("ascii")
+            lease = Lease(self._row, backend.index)
             began = perf_counter_ns()
             try:
                 call = await backend.pool.call(head, body, model.timeouts, total_started=started, fresh=fresh)

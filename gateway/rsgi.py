@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Any
+from urllib.parse import quote
 
 from granian.rsgi import ProtocolClosed
 
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 _JSON = ("content-type", "application/json")
 _WHOLE_BYTES = 64 << 10  # bodies up to this are taken in one await
+
+#: What of a query goes upstream as it came; the rest is not ASCII and must not stand in a request line (RFC 3986).
+_QUERY = "".join(map(chr, range(0x21, 0x7F)))
 
 _UNCOUNTED_BYTES = 4 << 10  # as much per connection is not worth counting against limits.max_buffered
 
@@ -149,11 +153,14 @@ class Exchange:
         if not (0 < len(request_id) <= 128 and request_id.isascii() and request_id.isprintable()):
             request_id = self._worker.new_request_id()
         self.request_id = request_id
-        if not has_host and scope.authority is None:
-            raise Fault(Kind.MISSING_HOST, "the request has no Host header")
-        raw = RawRequest(
-            scope.method, scope.path, scope.query_string, "".join(lines), content_type, request_id, b""
-        )
+        if not has_host and (
+            scope.http_version == "1.1" or (scope.http_version == "2" and not scope.authority)
+        ):
+            raise Fault(Kind.MISSING_HOST, "the request has no Host header")  # HTTP/1.0 needs none
+        query = scope.query_string
+        if not query.isascii():
+            query = quote(query, safe=_QUERY)
+        raw = RawRequest(scope.method, scope.path, query, "".join(lines), content_type, request_id, b"")
         if chunked or (length is None and scope.http_version == "2"):
             return raw, None
         return raw, int(length) if length is not None and length.isdigit() else 0
@@ -171,7 +178,10 @@ class Exchange:
         listen = worker.fleet.config.listen
         self.body_by = self.began_s + listen.body_timeout_s
         if length is not None and length <= _WHOLE_BYTES:
-            raw.body = await self._proto()
+            try:
+                raw.body = await self._proto()
+            except ProtocolClosed:
+                raise Fault(Kind.BODY_BROKEN, "the body ended before its Content-Length") from None
         else:
             raw.body = await self._gather(
                 limits.max_body, self.began_s + listen.read_timeout_s, listen.body_timeout_s
