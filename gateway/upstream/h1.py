@@ -40,6 +40,7 @@ class ResponseReader:
     """
 
     __slots__ = (
+        "__weakref__",
         "_barren_bytes",
         "_fault",
         "_feed",

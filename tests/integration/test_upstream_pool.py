@@ -376,10 +376,23 @@ async def stalled(peer: Peer) -> None:
         await until(full)
 
 
+@pytest.mark.parametrize("first", [b"", b"small"])
 @on_uvloop
-async def test_without_a_sink_no_more_than_256_kib_are_held() -> None:
-    async with scripted(flood) as server, pool_for(server.url) as pool:
+async def test_without_a_sink_no_more_than_256_kib_are_held(first: bytes) -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(CHUNKED)
+        if first:
+            await peer.send(chunk(first))
+            await go.wait()
+        block = chunk(b"x" * 65536)
+        while True:
+            await peer.send(block)
+
+    go = asyncio.Event()
+    async with scripted(handler) as server, pool_for(server.url) as pool:
         call = await pool.call(*request(), TIMEOUTS)
+        go.set()
         await stalled(server.peers[0])
         held = len(call.body) + call._held_bytes
         assert HOLD_BYTES < held <= 256 * 1024
@@ -1039,7 +1052,7 @@ async def test_what_a_call_leaves_behind_needs_no_cycle_collector() -> None:
                 try:
                     call = await pool.call(*request(), TIMEOUTS, fresh=True)
                     assert number % 2 == 0
-                    left.append(weakref.ref(pool._idle[-1]))
+                    left += [weakref.ref(pool._idle[-1]), weakref.ref(pool._idle[-1]._reader)]
                     assert call.complete
                     del call
                 except UpstreamFault as fault:
