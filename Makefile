@@ -70,7 +70,7 @@ test-deep: install
 	HYPOTHESIS_PROFILE=deep $(PYTEST) -o timeout=7200 tests/unit tests/integration tests/conformance $(ARGS)
 
 test-vllm: install
-	$(PYTEST) -o timeout=1800 -m vllm -rs tests $(ARGS)
+	$(BIN)/python -m tests.vllm.run $(ARGS)
 
 chaos: install
 	$(PYTEST) -o timeout=1800 -m "not vllm" tests/chaos $(ARGS)
