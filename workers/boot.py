@@ -14,6 +14,7 @@ same listener: then this worker stops accepting at once and needs no announcemen
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -51,6 +52,10 @@ SETTLE_S = 0.25
 QUIET_S = 5.0
 """With nothing in flight for this long after the stop, half a request head does not hold up the end."""
 CUT_BEFORE_S = 1.0
+CLOSE_S = 2.0
+"""For the polite end of upstream connections, when no request needs them any more."""
+LAST_RESORT_S = 10.0
+"""This long after the end of its drain a worker that still runs is ended by the kernel."""
 GC_THRESHOLDS = (10_000, 20, 50)
 
 
@@ -119,10 +124,11 @@ def gateway_app(given: Given) -> tuple[App, RsgiApp]:
 
 def run_worker(mine: Inheritance, app_factory: AppFactory = gateway_app) -> int:
     """Be worker `mine.index` until told to leave; the exit status."""
+    logs.set_role(f"worker-{mine.index}")
     affinity.pin(() if mine.core is None else (mine.core,))
     segment = Segment.attach(mine.segment_fd)
     published = store.read_current(mine.folder, segment)
-    logs.set_up(f"worker-{mine.index}", published.config.log.level)
+    logs.set_level(published.config.log.level)
     slot = _claim(segment, mine)
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -244,6 +250,8 @@ class _Life:
         replaced = await self._leave
         workers = self._published.config.workers
         end = self._loop.time() + workers.drain_timeout_s
+        # An orphan has no supervisor that would lose patience with it.
+        signal.setitimer(signal.ITIMER_REAL, workers.drain_timeout_s + LAST_RESORT_S)
         log.info("worker_leaving inflight=%d replaced=%s", self._app.inflight, replaced)
         self._say(LEAVING)
         if replaced:
@@ -262,7 +270,8 @@ class _Life:
             log.warning("drain_cuts inflight=%d", self._app.inflight)
             self._app.cut()
             await self._finished(host, end)
-        await self._app.close()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._app.close(), CLOSE_S)
         log.info("worker_left inflight=%d", self._app.inflight)
 
     def _stop_accepting(self, host: Host) -> None:

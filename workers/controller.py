@@ -38,10 +38,11 @@ SWEEP_S = 1.0
 
 def run_controller(mine: Inheritance, source: Source, cores: tuple[int, ...]) -> int:
     """Be the controller until told to leave; the exit status. `cores`: where to run, empty for anywhere."""
+    logs.set_role("controller")
     affinity.pin(cores)
     segment = Segment.attach(mine.segment_fd)
     published = store.read_current(mine.folder, segment)
-    logs.set_up("controller", published.config.log.level)
+    logs.set_level(published.config.log.level)
     pid = os.getpid()
     start = process_start(pid)
     assert start is not None

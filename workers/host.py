@@ -37,9 +37,6 @@ from granian.http import HTTP1Settings, HTTP2Settings
 
 from .listeners import BACKLOG
 
-BACKPRESSURE = 16_384
-"""Open connections per listener before Granian stops accepting (its own default of 1,024 starves probes)."""
-
 RsgiApp = Callable[[Any, Any], Awaitable[None]]
 
 
@@ -97,14 +94,15 @@ def serve(
     http: str = "1",
     tls: tuple[str, str] | None = None,
     idle_timeout_s: float = 120.0,
-    backpressure: int = BACKPRESSURE,
+    backpressure: int = 16_384,
 ) -> Host:
     """Start serving `app` (`async def app(scope, proto)`, or an object with `__rsgi__`) and return at once.
 
     `listeners` are bound and listening TCP or Unix sockets. `http` is "1" or "auto" (HTTP/2 as well); `tls`
     names a certificate chain and a key in PEM and applies to TCP listeners alone. `idle_timeout_s` bounds the
     time from a connection's opening, or its last response, to the end of its next request head.
-    Requests reach `app` only while `loop` runs.
+    `backpressure` is how many connections a listener may have open before accepting stops (Granian's own
+    default of 1,024 starves probes). Requests reach `app` only while `loop` runs.
     """
     callback = getattr(app, "__rsgi__", app)
     host = Host(loop)

@@ -31,6 +31,11 @@ def set_up(role: str, level: str) -> None:
     set_level(level)
 
 
+def set_role(role: str) -> None:
+    """In a child: log as `role`, at the level inherited from the parent."""
+    set_up(role, logging.getLevelName(logging.getLogger(ROOT).getEffectiveLevel()))
+
+
 def set_level(level: str) -> None:
     """Change the level of the gateway's own records, live."""
     logging.getLogger(ROOT).setLevel(level)
