@@ -98,6 +98,10 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+#: Takes one duration in nanoseconds.
+Observe = Callable[[int], None]
+
+
 class Row(Protocol):
     """The counter row of this worker (:class:`penstock.cache.rows.CounterRow`)."""
 
@@ -121,7 +125,7 @@ class Metrics:
         self._cells = row.cells
         self._known: dict[tuple[object, ...], int] = {}
         self._requests: dict[tuple[str, str, int], int] = {}
-        self._histograms: dict[tuple[object, ...], Callable[[int], None]] = {}
+        self._histograms: dict[tuple[object, ...], Observe] = {}
 
     def count(self, family: Family, *labels: str, n: int = 1) -> None:
         """Adds ``n`` to a counter."""
@@ -145,14 +149,14 @@ class Metrics:
             at = self._known[(family, *labels)] = self._row.cell(series(family, *labels))
         self._cells[at] = value
 
-    def histogram(self, family: Family, *labels: str) -> Callable[[int], None]:
+    def histogram(self, family: Family, *labels: str) -> Observe:
         """A function that observes nanoseconds in one series."""
         observe = self._histograms.get((family, *labels))
         if observe is None:
             observe = self._histograms[(family, *labels)] = self._observer(family, *labels)
         return observe
 
-    def _observer(self, family: Family, *labels: str) -> Callable[[int], None]:
+    def _observer(self, family: Family, *labels: str) -> Observe:
         bounds = [int(bound * _NS) for bound in family.buckets_s]
         at = self._row.cell(series(family, *labels), len(bounds) + 2)
         total = at + len(bounds) + 1

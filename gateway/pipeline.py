@@ -39,6 +39,12 @@ log = logging.getLogger(__name__)
 
 TENANT = "default"
 
+_MISS_FIELDS = (("x-penstock-cache", Outcome.MISS.value),)
+_CACHE_FIELDS = {
+    reason: (("x-penstock-cache", Outcome.BYPASS.value), ("x-penstock-cache-reason", reason.value))
+    for reason in NoCache
+}
+
 _RESPONSE_ID = re.compile(rb'"id"\s*:\s*"([A-Za-z0-9._~-]{1,128})"')
 
 
@@ -95,7 +101,8 @@ class Pipeline:
         life.model = model.name
         key = fingerprint(request, model.key_head(endpoint, TENANT), model.name, raw.query)
         body = request.body if route.alias is None else route.alias.rewrite(request)
-        await self._admit(model, life)
+        if not self.admission.try_enter(model):
+            await self._queue(model, life)
         try:
             target = f"{endpoint.path}?{raw.query}" if raw.query else endpoint.path
             pinned = self._pinned(request, model) if endpoint is RESPONSES else None
@@ -104,14 +111,14 @@ class Pipeline:
             )
             try:
                 headers, media = self._head(call, raw, backend, attempts)
-                if isinstance(key, NoCache):
-                    headers.append(("x-penstock-cache", Outcome.BYPASS.value))
-                    headers.append(("x-penstock-cache-reason", key.value))
-                else:
-                    headers.append(("x-penstock-cache", Outcome.MISS.value))
+                headers.extend(_CACHE_FIELDS[key] if isinstance(key, NoCache) else _MISS_FIELDS)
                 if endpoint is RESPONSES:
                     self._remember(call, backend)
-                await self._answer(endpoint, call, headers, media, out, life)
+                if call.complete and not is_event_stream(media):
+                    life.status = call.status
+                    out.respond(call.status, headers, call.body)
+                else:
+                    await self._answer(endpoint, call, headers, media, out, life)
             finally:
                 call.abort()
                 lease.settle()
@@ -129,7 +136,8 @@ class Pipeline:
         for number, candidate in enumerate(candidates, start=1):
             model = by_backend[candidate.index]
             life.model = model.name
-            await self._admit(model, life)
+            if not self.admission.try_enter(model):
+                await self._queue(model, life)
             try:
                 lease, call, _, _ = await self._upstream(
                     model, stored.method, target, raw, raw.body or None, life, candidate
@@ -159,19 +167,21 @@ class Pipeline:
             )
         return route
 
-    async def _admit(self, model: Model, life: Life) -> None:
-        if not self.admission.try_enter(model):
-            started = perf_counter_ns()
-            try:
-                await self.admission.wait(model)
-            except Fault as fault:
-                log.info("%s model=%s", fault.kind.value, model.name)
-                raise
-            finally:
-                life.queued_ns += perf_counter_ns() - started
+    async def _queue(self, model: Model, life: Life) -> None:
+        started = perf_counter_ns()
+        try:
+            await self.admission.wait(model)
+        except Fault as fault:
+            log.info("%s model=%s", fault.kind.value, model.name)
+            raise
+        finally:
+            life.queued_ns += perf_counter_ns() - started
 
     def _choose(self, model: Model, tried: tuple[Backend, ...]) -> Backend | None:
         """The least busy backend that is up and was not tried; None when there is none."""
+        if len(model.backends) == 1 and not tried:
+            only = model.backends[0]
+            return only if only.up else None
         candidates = [b for b in model.backends if b.up and b not in tried]
         if len(candidates) <= 1:
             return candidates[0] if candidates else None

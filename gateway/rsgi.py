@@ -19,7 +19,7 @@ from granian.rsgi import ProtocolClosed
 from .dialects import WORDS
 from .endpoints import ENDPOINTS, Dialect, Endpoint, model_id, stored_response
 from .errors import Fault, Kind
-from .metrics import ADDED, DURATION
+from .metrics import ADDED, DURATION, Observe
 from .models import list_models, show_model
 from .pipeline import Life
 from .raw import ClientGone, RawRequest
@@ -37,15 +37,26 @@ _QUERY = "".join(map(chr, range(0x21, 0x7F)))
 _UNCOUNTED_BYTES = 4 << 10  # as much per connection is not worth counting against limits.max_buffered
 
 
-class Exchange:
+class Exchange(Life):
     """One request and its way back: what the pipeline's ``Out`` and ``StreamOut`` are, and what the watch ends."""
 
     __slots__ = (
-        *("_proto", "_scope", "_transport", "_worker", "aborted", "began_s", "begun", "body_by", "dialect"),
-        *("held_bytes", "life", "request_id", "status", "task", "watching"),
+        *(
+            "_proto",
+            "_scope",
+            "_transport",
+            "_worker",
+            "aborted",
+            "began_s",
+            "body_by",
+            "dialect",
+            "first_ns",
+        ),
+        *("held_bytes", "request_id", "task", "watching"),
     )
 
     def __init__(self, worker: Worker, scope: Any, proto: Any, task: asyncio.Task[Any]) -> None:
+        super().__init__()
         self._worker = worker
         self._scope = scope
         self._proto = proto
@@ -53,14 +64,17 @@ class Exchange:
         self.task = task
         self.began_s = worker.clock()
         self.body_by = 0.0
-        self.begun = False
+        self.first_ns = 0
         self.aborted: Fault | None = None
         self.watching: asyncio.Task[None] | None = None
         self.dialect = Dialect.OPENAI
         self.request_id = ""
-        self.status = 0
         self.held_bytes = 0
-        self.life = Life()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the response has begun."""
+        return self.first_ns != 0
 
     # ---- Out and StreamOut
 
@@ -70,7 +84,7 @@ class Exchange:
             raise ValueError(f"status {status}")
         if self._worker.draining:
             headers.append(("connection", "close"))
-        self.begun = True
+        self.first_ns = perf_counter_ns()
         self.status = status
         self._proto.response_bytes(status, headers, body)
 
@@ -80,7 +94,7 @@ class Exchange:
             raise ValueError(f"status {status}")
         if self._worker.draining:
             headers.append(("connection", "close"))
-        self.begun = True
+        self.first_ns = perf_counter_ns()
         self.status = status
         self._transport = self._proto.response_stream(status, headers)
         return self
@@ -105,7 +119,7 @@ class Exchange:
         to this exchange: without this the collector would have to come by first.
         """
         self._transport = None
-        self.life.relay = None
+        self.relay = None
 
     # ---- ended from outside
 
@@ -216,12 +230,15 @@ class App:
     def __init__(self, worker: Worker, admin: Callable[[Any, Any], Any] | None = None) -> None:
         self.worker = worker
         self._admin = admin
+        self._loop = worker.loop
+        self._metrics = worker.metrics
+        self._observers: dict[Endpoint, tuple[Observe, Observe]] = {}
 
     async def __rsgi__(self, scope: Any, proto: Any) -> None:
         """Answer one request; nothing leaves here but cancellation of the loop itself."""
         if scope.proto != "http":
             return
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None  # Granian runs each request as a task
         exchange = Exchange(self.worker, scope, proto, task)
         watch = self.worker.watch
@@ -236,13 +253,13 @@ class App:
                 exchange.dialect = endpoint.dialect
                 await exchange.read_body(raw, length)
                 started = perf_counter_ns()
-                await self.worker.pipeline.serve(endpoint, raw, exchange, exchange.life)
+                await self.worker.pipeline.serve(endpoint, raw, exchange, exchange)
             else:
                 await self._other(exchange, endpoint, raw, length, scope, proto)
         except Fault as fault:
             self._fail(exchange, fault)
         except ClientGone:
-            exchange.life.status = 499
+            exchange.status = 499
         except asyncio.CancelledError:
             if exchange.aborted is None:
                 raise
@@ -259,15 +276,15 @@ class App:
             exchange.let_go()
 
     def _fail(self, exchange: Exchange, fault: Fault) -> None:
-        exchange.life.status = fault.status
+        exchange.status = fault.status
         if fault.kind in (Kind.CLIENT_CLOSED, Kind.CLIENT_STALLED):
             return
         words = WORDS[exchange.dialect]
         if exchange.begun:
-            relay = exchange.life.relay
+            relay = exchange.relay
             log.warning(
                 "stream_failed model=%s cause=%s request_id=%s",
-                *(exchange.life.model, fault.kind.value, exchange.request_id),
+                *(exchange.model, fault.kind.value, exchange.request_id),
             )
             if relay is None or not relay.events:
                 return  # a body of known length: ending it short is all that can be said
@@ -275,7 +292,7 @@ class App:
             try:
                 exchange.send(broken + words.error_frame(fault))
             except ClientGone:
-                exchange.life.status = 499
+                exchange.status = 499
             return
         headers = [
             _JSON,
@@ -288,20 +305,30 @@ class App:
         exchange.respond(fault.status, headers, words.error_body(fault))
 
     def _record(self, exchange: Exchange, endpoint: Endpoint | None, path: str, started: int) -> None:
-        life = exchange.life
-        status = life.status or exchange.status
+        status = exchange.status
         total = perf_counter_ns() - started
-        name = endpoint.path if endpoint is not None else "other"
-        metrics = self.worker.metrics
-        metrics.request(life.model, name, status)
+        self._metrics.request(exchange.model, endpoint.path if endpoint is not None else "other", status)
         if endpoint is not None:
-            metrics.histogram(DURATION, name)(total)
-            if life.relay is None:
-                metrics.histogram(ADDED, name)(max(0, total - life.upstream_ns - life.queued_ns))
+            observers = self._observers.get(endpoint)
+            if observers is None:
+                metrics, name = self._metrics, endpoint.path
+                observers = metrics.histogram(DURATION, name), metrics.histogram(ADDED, name)
+                self._observers[endpoint] = observers
+            observers[0](total)
+            if exchange.first_ns:
+                added = exchange.first_ns - started - exchange.upstream_ns - exchange.queued_ns
+                observers[1](added if added > 0 else 0)
         if self.worker.debug:
             log.debug(
                 "request method=%s path=%s model=%s status=%d ms=%.3f request_id=%s",
-                *("POST" if endpoint else "-", path, life.model, status, total / 1e6, exchange.request_id),
+                *(
+                    "POST" if endpoint else "-",
+                    path,
+                    exchange.model,
+                    status,
+                    total / 1e6,
+                    exchange.request_id,
+                ),
             )
 
     # ---- everything that is not proxied with a body
@@ -334,7 +361,7 @@ class App:
             raise _method_not_allowed(path, tuple(sorted(stored)))
         if stored is not None:
             await exchange.read_body(raw, length)
-            await self.worker.pipeline.stored(stored, raw, exchange, exchange.life)
+            await self.worker.pipeline.stored(stored, raw, exchange, exchange)
             return
         if self._admin is not None and self.worker.is_admin_path(path):
             await self._admin(scope, proto)

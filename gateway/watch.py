@@ -10,7 +10,7 @@ import asyncio
 from typing import Protocol
 
 from .errors import Fault, Kind
-from .pipeline import Life
+from .relay import Relay
 
 #: A request this old is watched for its client's leaving (s).
 WATCH_AFTER_S = 0.02
@@ -21,7 +21,7 @@ class Watched(Protocol):
 
     began_s: float
     body_by: float
-    life: Life
+    relay: Relay | None
     watching: asyncio.Task[None] | None
 
     def abort(self, fault: Fault) -> None: ...
@@ -71,7 +71,7 @@ class Watch:
         for exchange in list(self._old):
             if exchange.body_by and now > exchange.body_by:
                 exchange.abort(Fault(Kind.BODY_TIMEOUT, "the body did not come in time"))
-            relay = exchange.life.relay
+            relay = exchange.relay
             if relay is not None and relay.paused:
                 relay.tick(now, write_timeout_s)
 

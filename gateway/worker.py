@@ -65,7 +65,7 @@ class Worker:
         self.meter = AckMeter()
         self.metrics = Metrics(CounterRow(segment, slot))
         self.watch = Watch(loop)
-        self._loop = loop
+        self.loop = loop
         self._environ = environ
         self._workers = workers
         self._row = TallyRow(segment, slot)
@@ -168,12 +168,12 @@ class Worker:
     def _close(self, backend: Backend) -> None:
         # calls in progress keep their own deadlines as long as somebody ticks their pool
         async def close() -> None:
-            closing = self._loop.create_task(backend.pool.close(grace_s=24 * 3600.0))
+            closing = self.loop.create_task(backend.pool.close(grace_s=24 * 3600.0))
             while not closing.done():
                 await asyncio.wait({closing}, timeout=TICK_S)
                 backend.pool.tick(self.clock())
 
-        task = self._loop.create_task(close())
+        task = self.loop.create_task(close())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -217,9 +217,9 @@ class Worker:
         share = self._workers
         return Pool(
             origin,
-            loop=self._loop,
+            loop=self.loop,
             clock=self.clock,
-            connector=Connector(loop=self._loop, clock=self.clock, resolver=self._resolver, tls=tls),
+            connector=Connector(loop=self.loop, clock=self.clock, resolver=self._resolver, tls=tls),
             min_idle=-(-connections.min_idle // share),
             max_idle=-(-connections.max_idle // share),
             idle_s=connections.idle_s,
