@@ -5,7 +5,6 @@ from .faults import ConfigError
 from .load import load, schema
 from .snapshot import Published, from_snapshot, pack, snapshot, unpack
 from .structs import (
-    CONNECTIONS_PER_WORKER,
     GIB,
     KIB,
     MAX_BACKENDS,
@@ -28,7 +27,6 @@ from .structs import (
 )
 
 __all__ = [
-    "CONNECTIONS_PER_WORKER",
     "GIB",
     "KIB",
     "MAX_BACKENDS",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from .faults import ConfigError
-from .structs import CONNECTIONS_PER_WORKER, MAX_BACKENDS, MAX_MODELS, Backend, Config, Model
+from .structs import MAX_BACKENDS, MAX_MODELS, Backend, Config, Model
 
 _SPARE_DESCRIPTORS = 128
 _MAX_SOCKET_PATH_BYTES = 107
@@ -41,7 +41,8 @@ def descriptors(config: Config) -> int:
     """How many file descriptors one worker may need at worst."""
     upstream = sum(model.max_concurrent for model in config.models.values())
     idle = config.upstream.connections.max_idle * sum(len(model.backends) for model in config.models.values())
-    return CONNECTIONS_PER_WORKER + upstream + idle + _SPARE_DESCRIPTORS
+    listeners = 1 if config.listen.uds is None else 2
+    return listeners * config.listen.max_connections + upstream + idle + _SPARE_DESCRIPTORS
 
 
 def is_loopback(host: str) -> bool:
@@ -260,7 +261,7 @@ class _Check:
         needed = descriptors(config)
         if needed > self._machine.max_descriptors:
             raise self._fail(
-                "$.models",
+                "$.listen.max_connections",
                 f"a worker may need {needed} file descriptors and gets {self._machine.max_descriptors}",
-                "lower `max_concurrent` or `max_idle`, or raise the hard limit (ulimit -Hn, LimitNOFILE)",
+                "lower it, `max_concurrent` or `max_idle`, or raise the hard limit (ulimit -Hn, LimitNOFILE)",
             )

@@ -14,8 +14,6 @@ from msgspec import Meta, Struct
 
 MAX_BACKENDS = 256
 MAX_MODELS = 256
-CONNECTIONS_PER_WORKER = 16_384
-"""Client connections one worker accepts before it leaves the next in the accept queue."""
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -63,6 +61,15 @@ class Listen(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     uds: Annotated[Env | None, Meta(description="Path of a Unix socket to listen on besides the port.")] = (
         None
     )
+    max_connections: Annotated[
+        int,
+        Meta(
+            ge=16,
+            le=1_000_000,
+            description="Open client connections per worker, on the Unix socket as many again; "
+            "the next one waits until one is closed.",
+        ),
+    ] = 16_384
     read_timeout_s: Annotated[
         Duration,
         Meta(description="A connection whose request header does not arrive for this long is closed."),
