@@ -44,8 +44,8 @@ log = logging.getLogger(__name__)
 
 READY = b"r"
 LEAVING = b"l"
-CHANGED = b"c"
-"""What a child says through its pipe; the last is the controller's word for a new configuration."""
+RELOADED = b"d"
+"""What a child says through its pipe; the last is the controller's, whatever came of the reload."""
 TICK_S = 0.02
 SETTLE_S = 0.25
 """Time for handshakes under way to end and for new connections to send, before idle ones are closed."""
@@ -201,8 +201,9 @@ class _Life:
             loop=self._loop,
             http=listen.http,
             tls=tls,
-            # one deadline of Granian's is both
-            idle_timeout_s=min(listen.read_timeout_s, listen.keep_alive_s),
+            # one deadline of Granian's for both; the shorter one is kept by penstock.gateway.sweep
+            idle_timeout_s=max(listen.read_timeout_s, listen.keep_alive_s),
+            backpressure=listen.max_connections,
         )
         settle_memory()
         self._due = time.monotonic()

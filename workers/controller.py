@@ -25,7 +25,7 @@ from ..cache.table import BackendTable
 from ..gateway.config import ConfigError, Published
 from ..gateway.metrics import Metrics
 from . import admin, affinity, logs, scrape, store
-from .boot import CHANGED, READY, Inheritance, settle_memory
+from .boot import READY, RELOADED, Inheritance, settle_memory
 from .host import serve
 from .probes import Prober
 from .source import Source
@@ -122,6 +122,7 @@ class Controller:
             self._reload.clear()
             outcome = await self._load()
             self._metrics.count(scrape.RELOADS, outcome)
+            os.write(self._mine.ready_fd, RELOADED)
 
     async def _load(self) -> str:
         """One reload; its outcome: loaded, unchanged, refused or failed."""
@@ -145,7 +146,6 @@ class Controller:
         # Rows first: who sees the new number finds its backends in the table.
         await self._prober.swap(published)
         self._segment.publish_generation(published.generation, digest)
-        os.write(self._mine.ready_fd, CHANGED)
         logs.set_level(config.log.level)
         log.info("config_published generation=%d changed=%s", published.generation, ",".join(paths))
         restart = store.needing(paths, store.RESTART)

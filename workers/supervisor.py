@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from ..gateway.config import Config
 from . import affinity, child, logs, store
-from .boot import CHANGED, LEAVING, READY, AppFactory, Inheritance, gateway_app, run_worker
+from .boot import LEAVING, READY, RELOADED, AppFactory, Inheritance, gateway_app, run_worker
 from .controller import run_controller
 from .foundation import Foundation
 from .seats import Child, Part, Seat
@@ -187,7 +187,8 @@ class Supervisor:
             return
         if READY in words:
             self._ready(seat, one)
-        if CHANGED in words:
+        if RELOADED in words:
+            self._reload_wanted = False
             logs.set_level(self._current().log.level)
         if LEAVING in words and one.part is Part.HOLDER and not self._stopping:
             # told to by somebody else; who takes its connections must not wait until it has left
@@ -235,8 +236,9 @@ class Supervisor:
                 self._roll_next()
 
     def _reload(self) -> None:
+        """Ask the controller, and its successor again should it die before it has said that it is done."""
+        self._reload_wanted = True
         holder = self._controller.child(Part.HOLDER)
-        self._reload_wanted = holder is None or not holder.ready
         if holder is not None and holder.ready:
             os.kill(holder.pid, signal.SIGHUP)
 

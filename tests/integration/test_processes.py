@@ -93,8 +93,10 @@ def test_a_successor_serves_the_listener_of_the_dead(gate: Gateway) -> None:
     victim = gate.worker_pids()[0]
     before = _listening_sockets(victim)
     os.kill(victim, signal.SIGKILL)
-    wait_until(lambda: len(gate.worker_pids()) == 2 and victim not in gate.worker_pids(), what="a successor")
-    assert before in [_listening_sockets(pid) for pid in gate.worker_pids()]
+    wait_until(
+        lambda: before in [_listening_sockets(pid) for pid in gate.worker_pids() if pid != victim],
+        what="a successor with the same listener",
+    )
 
 
 def test_the_limit_on_open_files_is_raised(gate: Gateway) -> None:
@@ -341,7 +343,7 @@ def test_admin_paths_are_on_the_api_port_only_when_asked_for_and_with_the_key(ga
 
 def test_a_unix_socket_is_served_beside_the_port(tmp_path: Path) -> None:
     path = tmp_path / "api.sock"
-    with gateway(_config(listen={"uds": str(path)})) as gate:
+    with gateway(_config(listen={"uds": str(path), "max_connections": 1000})) as gate:
         transport = httpx.HTTPTransport(uds=str(path))
         with httpx.Client(transport=transport) as client:
             assert client.get("http://t/health").is_success
