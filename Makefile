@@ -79,7 +79,6 @@ soak: install
 	$(PYTEST) -o timeout=14400 -m soak tests $(ARGS)
 
 bench: tools
-	$(PYTEST) -o python_files='bench_*.py' --benchmark-only --benchmark-columns=median,iqr,ops tests/bench_micro
 	$(BIN)/python -m penstock.loadtests.bench $(ARGS)
 
 bench-scale: tools
