@@ -18,7 +18,7 @@ from .parse import Request
 #: Bumped whenever anything below changes what a key covers.
 KEY_SCHEMA = b"1"
 
-#: Fields that never change an answer: who asks, not what is asked (``semantics.md``, "Cache").
+#: Fields that never change an answer: who asks, not what is asked.
 DENIED = frozenset({"user", "metadata", "request_id", "session_id", "priority", "cache"})
 
 _NO_QUERY = prefix(b"")
