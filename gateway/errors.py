@@ -41,6 +41,7 @@ class Kind(enum.Enum):
     BUFFERS_FULL = "buffers_full"
     CLIENT_CLOSED = "client_closed_request"
     CLIENT_STALLED = "client_stalled"
+    STREAM_UNPACED = "stream_unpaced"
     INTERNAL = "internal_error"
     UPSTREAM_BROKEN = "upstream_broken"
     UPSTREAM_INCOMPLETE = "upstream_incomplete"
@@ -65,7 +66,7 @@ class Spec:
 
 _REQUEST, _RATE, _SERVER = "invalid_request_error", "rate_limit_error", "server_error"
 
-#: The one table from a kind to what a client is told (``semantics.md``, "Errors").
+#: The one table from a kind to what a client is told.
 TABLE: dict[Kind, Spec] = {
     Kind.INVALID_JSON: Spec(400, _REQUEST, Source.CLIENT),
     Kind.INVALID_REQUEST: Spec(400, _REQUEST, Source.CLIENT),
@@ -83,6 +84,7 @@ TABLE: dict[Kind, Spec] = {
     Kind.BUFFERS_FULL: Spec(429, _RATE, Source.GATEWAY),
     Kind.CLIENT_CLOSED: Spec(499, _REQUEST, Source.CLIENT),
     Kind.CLIENT_STALLED: Spec(499, _REQUEST, Source.CLIENT),
+    Kind.STREAM_UNPACED: Spec(500, _SERVER, Source.GATEWAY),
     Kind.INTERNAL: Spec(500, _SERVER, Source.GATEWAY),
     Kind.UPSTREAM_BROKEN: Spec(502, _SERVER, Source.UPSTREAM),
     Kind.UPSTREAM_INCOMPLETE: Spec(502, _SERVER, Source.UPSTREAM),

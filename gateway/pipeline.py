@@ -28,7 +28,7 @@ from .metrics import PAUSES, RETRIES, UPSTREAM_FAULTS, Metrics
 from .parse import Parser, Request
 from .policies.least_connections import least_connections
 from .raw import Out, RawRequest
-from .relay import Relay
+from .relay import UNKNOWN_LIMIT_BYTES, Relay
 from .respond import HeaderTable, is_event_stream
 from .retry import Again, RetryBudget, after_fault, after_status
 from .sticky import Sticky
@@ -305,7 +305,9 @@ class Pipeline:
             out.respond(call.status, headers, call.body)
         elif events:
             await self._stream(endpoint, call, headers, out, life)
-        elif call.content_length is not None:
+        elif call.content_length is not None and (
+            call.content_length <= UNKNOWN_LIMIT_BYTES or out.acked() is not None
+        ):
             # long and of known length: relayed under its own length, so that a cut is seen by the client
             headers.append(("content-length", str(call.content_length)))
             await self._relay(Relay(call, out.stream(call.status, headers), None, self._loop), call, life)

@@ -50,6 +50,9 @@ class Out(Protocol):
 
     def stream(self, status: int, headers: list[tuple[str, str]]) -> StreamOut: ...
 
+    def acked(self) -> tuple[int, int] | None:
+        """As in :class:`StreamOut`; None means that a long body cannot be paced there."""
+
 
 class ClientGone(Exception):
     """The client has closed the connection; nothing more can be sent."""

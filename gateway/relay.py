@@ -124,7 +124,11 @@ class Relay:
         if waiting is None:
             if self.sent > UNKNOWN_LIMIT_BYTES:
                 self._finish(
-                    Fault(Kind.CLIENT_STALLED, "a stream over this kind of connection may send 4 MiB at most")
+                    Fault(
+                        Kind.STREAM_UNPACED,
+                        "over HTTP/2 or a Unix socket a stream may send 4 MiB at most, because it cannot be "
+                        "seen there how fast its client reads; use HTTP/1.1 over TCP for longer ones",
+                    )
                 )
                 self._call.abort()
         elif waiting > PAUSE_ABOVE_BYTES and not self.paused:

@@ -34,6 +34,10 @@ _WHOLE_BYTES = 64 << 10  # bodies up to this are taken in one await
 #: What of a query goes upstream as it came; the rest is not ASCII and must not stand in a request line (RFC 3986).
 _QUERY = "".join(map(chr, range(0x21, 0x7F)))
 
+#: What TLS adds to each of its records, and the most that one carries (RFC 8446 §5.2).
+_SEAL_BYTES = 22
+_RECORD_BYTES = 16 << 10
+
 _UNCOUNTED_BYTES = 4 << 10  # as much per connection is not worth counting against limits.max_buffered
 
 
@@ -44,6 +48,8 @@ class Exchange(Life):
         *(
             "_proto",
             "_scope",
+            "_seal_bytes",
+            "_tls",
             "_transport",
             "_worker",
             "aborted",
@@ -65,6 +71,8 @@ class Exchange(Life):
         self.began_s = worker.clock()
         self.body_by = 0.0
         self.first_ns = 0
+        self._tls = False
+        self._seal_bytes = 0
         self.aborted: Fault | None = None
         self.watching: asyncio.Task[None] | None = None
         self.dialect = Dialect.OPENAI
@@ -75,6 +83,12 @@ class Exchange(Life):
     def begun(self) -> bool:
         """Whether the response has begun."""
         return self.first_ns != 0
+
+    @property
+    def client(self) -> str:
+        """Where the request came from, ``ip:port``; something else on a Unix socket."""
+        address: str = self._scope.client
+        return address
 
     # ---- Out and StreamOut
 
@@ -96,6 +110,7 @@ class Exchange(Life):
             headers.append(("connection", "close"))
         self.first_ns = perf_counter_ns()
         self.status = status
+        self._tls = self._scope.scheme == "https"
         self._transport = self._proto.response_stream(status, headers)
         return self
 
@@ -103,6 +118,8 @@ class Exchange(Life):
         """Hand bytes to the server host, which never waits; raises :class:`ClientGone`."""
         try:
             self._transport.send_bytes(data)  # eager: the awaitable it gives back is already done
+            if self._tls:
+                self._seal_bytes += _SEAL_BYTES * (1 + len(data) // _RECORD_BYTES)
         except ProtocolClosed:
             raise ClientGone from None
 
@@ -112,7 +129,7 @@ class Exchange(Life):
         if scope.http_version != "1.1" and scope.http_version != "1":
             return None  # streams of one HTTP/2 connection cannot be told apart by its bytes
         known = self._worker.meter.acked(scope.client, scope.server)
-        return None if known is None else (known.bytes_acked, known.wqueue)
+        return None if known is None else (known.bytes_acked - self._seal_bytes, known.wqueue)
 
     def let_go(self) -> None:
         """End the body. The host does so when nobody holds its transport any more, and life and relay refer back
@@ -167,10 +184,12 @@ class Exchange(Life):
         if not (0 < len(request_id) <= 128 and request_id.isascii() and request_id.isprintable()):
             request_id = self._worker.new_request_id()
         self.request_id = request_id
-        if not has_host and (
-            scope.http_version == "1.1" or (scope.http_version == "2" and not scope.authority)
-        ):
-            raise Fault(Kind.MISSING_HOST, "the request has no Host header")  # HTTP/1.0 needs none
+        if not has_host:  # HTTP/1.0 needs none, HTTP/2 has :authority
+            version = scope.http_version
+            if version == "1.1" or (version == "2" and not scope.authority):
+                raise Fault(Kind.MISSING_HOST, "the request has no Host header")
+            if version == "2":
+                self._worker.sweep.speaks_h2(scope.client)
         query = scope.query_string
         if not query.isascii():
             query = quote(query, safe=_QUERY)
@@ -277,7 +296,11 @@ class App:
 
     def _fail(self, exchange: Exchange, fault: Fault) -> None:
         exchange.status = fault.status
-        if fault.kind in (Kind.CLIENT_CLOSED, Kind.CLIENT_STALLED):
+        if fault.kind is Kind.CLIENT_CLOSED:
+            return
+        if fault.kind is Kind.CLIENT_STALLED:
+            # nothing that is said now would be read; a clean end, read one day, would pass for success
+            self.worker.sweep.condemn(exchange.client)
             return
         words = WORDS[exchange.dialect]
         if exchange.begun:

@@ -24,6 +24,9 @@ class Watched(Protocol):
     relay: Relay | None
     watching: asyncio.Task[None] | None
 
+    @property
+    def client(self) -> str: ...
+
     def abort(self, fault: Fault) -> None: ...
 
     async def gone(self) -> None: ...
@@ -74,6 +77,10 @@ class Watch:
             relay = exchange.relay
             if relay is not None and relay.paused:
                 relay.tick(now, write_timeout_s)
+
+    def clients(self) -> list[str]:
+        """The addresses (``ip:port``) that requests in flight came from."""
+        return [exchange.client for exchange in (*self._young, *self._old)]
 
     def abort_all(self, fault: Fault) -> None:
         """End every request: streams get their error frame, waiters their status."""

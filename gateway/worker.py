@@ -26,6 +26,7 @@ from .fleet import Backend, build
 from .metrics import CONNECTIONS, LAG, LAG_MAX, Metrics
 from .pipeline import Pipeline
 from .sticky import Sticky
+from .sweep import Sweep
 from .upstream.connector import Connector
 from .upstream.dns import Resolver
 from .upstream.origin import Origin
@@ -65,6 +66,7 @@ class Worker:
         self.meter = AckMeter()
         self.metrics = Metrics(CounterRow(segment, slot))
         self.watch = Watch(loop)
+        self.sweep = Sweep(published.config.listen.port, self.watch.clients)
         self.loop = loop
         self._environ = environ
         self._workers = workers
@@ -128,6 +130,7 @@ class Worker:
         self._lag_max_ns = max(self._lag_max_ns, lag_ns)
         fleet = self.fleet
         self.watch.tick(now, fleet.config.listen.write_timeout_s)
+        self.sweep.tick(now, fleet.config.listen)
         self.pipeline.admission.tick(now)
         for backend in fleet.backends:
             backend.pool.tick(now)

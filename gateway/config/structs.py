@@ -72,7 +72,10 @@ class Listen(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = 16_384
     read_timeout_s: Annotated[
         Duration,
-        Meta(description="A connection whose request header does not arrive for this long is closed."),
+        Meta(
+            description="A connection on which a request's header does not come, or comes too slowly, is closed "
+            "after this long; a long body must have come after it."
+        ),
     ] = 120.0
     body_timeout_s: Annotated[
         Duration, Meta(description="A request body that has not arrived whole after this long is given up.")
@@ -81,7 +84,11 @@ class Listen(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Duration, Meta(description="A client that accepts no byte of its stream for this long is dropped.")
     ] = 30.0
     keep_alive_s: Annotated[
-        Duration, Meta(description="An idle client connection is closed after this long.")
+        Duration,
+        Meta(
+            description="An idle client connection is closed after this long. On the Unix socket the longer of "
+            "this and `read_timeout_s` counts for both."
+        ),
     ] = 300.0
 
 
