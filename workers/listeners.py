@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import socket
+import stat
 import struct
 from collections.abc import Sequence
 
@@ -55,11 +57,15 @@ def listen_tcp(host: str, port: int, *, shared: bool = True) -> socket.socket:
 
 
 def listen_unix(path: str) -> socket.socket:
-    """A listening, non-blocking Unix socket at `path`; a stale file there is replaced. Raises OSError."""
+    """A listening, non-blocking Unix socket at `path`; a stale socket there is replaced, no other file.
+
+    Raises OSError.
+    """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        if os.path.exists(path):
-            os.unlink(path)
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(os.lstat(path).st_mode):
+                os.unlink(path)
         listener.bind(path)
         listener.listen(BACKLOG)
     except OSError:
