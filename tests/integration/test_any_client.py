@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from penstock.gateway.endpoints import ENDPOINTS
 
 from ..support.dataplane import DataPlane, data_plane
+from ..support.gateway import Gateway, gateway, one_model
+from ..support.procs import wait_until
 from ..support.sim import simulator
 from ..support.wire import Reply, Wire, request
 from ..unit.requests import SMALLEST
@@ -310,3 +312,50 @@ def test_after_all_of_that_nothing_is_held_and_the_gateway_serves(plane: DataPla
     (reply,) = exchange(plane, request(body=body), fin=False)
     assert reply.status == 200
     assert not any(status.startswith("5") for status in plane.statuses()), plane.statuses()
+
+
+# ---- the same against `penstock serve`, whose log would hold a panic of the server host too
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Gateway]:
+    """The whole of it: supervisor, one worker, controller."""
+    with (
+        simulator(canned=True) as sim,
+        gateway(one_model(sim.url, name=MODEL), ready="/ready") as running,
+    ):
+        workers = running.worker_pids()
+        yield running
+        assert running.worker_pids() == workers, "no worker was replaced"
+        gauges = ("penstock_inflight_requests", "penstock_running_requests", "penstock_queued_requests")
+        wait_until(
+            lambda: not any(map(running.metric, (*gauges, "penstock_buffered_bytes"))), what="all at zero"
+        )
+        assert not any(word in running.log() for word in ("Traceback", "panicked", "internal_error"))
+        assert not running.metric("penstock_requests_total", status="500")
+
+
+@settings(max_examples=max(50, settings.default.max_examples // 5))
+@given(
+    path=st.sampled_from(PATHS),
+    fields=headers,
+    body=body | st.just(json.dumps({"model": MODEL, **SMALLEST["/v1/chat/completions"]}).encode()),
+    fin=st.booleans(),
+)
+@example("/v1/chat/completions", [(b"Content-Length", b"50")], b"{}", True)
+@example("/v1/chat/completions", [(b"Content-Length", b"50")], b"{}", False)
+def test_a_served_gateway_survives_any_client(
+    served: Gateway, path: str, fields: list[tuple[bytes, bytes]], body: bytes, fin: bool
+) -> None:
+    lines = [
+        b"POST " + path.encode() + b" HTTP/1.1",
+        b"Host: x",
+        *(name + b": " + value for name, value in fields),
+    ]
+    with Wire(served.port) as wire:
+        wire.send(b"\r\n".join([*lines, b"", body]))
+        if fin:
+            reply = wire.finish().reply()
+            assert reply is None or reply.status < 500 or reply.header("x-penstock-backend")
+        else:
+            wire.reset()
