@@ -367,6 +367,7 @@ class App:
     ) -> None:
         path, method = raw.path, raw.method
         if endpoint is not None:
+            exchange.dialect = endpoint.dialect
             raise _method_not_allowed(path, ("POST",))
         if path == "/v1/models" or path == "/health" or path == "/ready":
             if method != "GET":
