@@ -33,8 +33,10 @@ log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
 PATIENCE_S = 5.0
 """How long after its own deadline a leaving process is killed."""
+START_S = 60.0
+"""A process that is not ready by then never will be."""
 MAX_FAILED_SUCCESSORS = 3
-CRASHED = 1
+CRASHED = FORCED = 1
 
 
 class Supervisor:
@@ -122,7 +124,8 @@ class Supervisor:
                     self._start(seat, part)
         for seat, one in self._children():
             if one.kill_at_s is not None and now >= one.kill_at_s:
-                log.error("process_killed name=%s pid=%d: it did not leave in time", seat.name, one.pid)
+                what = "leave" if one.ready else "become ready"
+                log.error("process_killed name=%s pid=%d: it did not %s in time", seat.name, one.pid, what)
                 one.kill_at_s = None
                 os.kill(one.pid, signal.SIGKILL)
         for key, _ in self._selector.select(self._pause_s(now)):
@@ -170,7 +173,7 @@ class Supervisor:
             return
         finally:
             os.close(said)
-        one = Child(pid, heard, part)
+        one = Child(pid, heard, part, kill_at_s=time.monotonic() + START_S)
         seat.children.append(one)
         self._selector.register(heard, selectors.EVENT_READ, (seat, one))
         log.info("process_started name=%s pid=%d", seat.name, pid)
@@ -198,12 +201,14 @@ class Supervisor:
 
     def _ready(self, seat: Seat, one: Child) -> None:
         one.ready = True
+        if one.part is not Part.LEAVING and not self._stopping:
+            one.kill_at_s = None
         if one.part is Part.SUCCESSOR:
             seat.failed_successors = 0
             old = seat.succeed()
             if old is not None:
                 old.kill_at_s = self._patience()
-                os.kill(old.pid, signal.SIGUSR2)
+                os.kill(old.pid, signal.SIGUSR2 if old.ready else signal.SIGTERM)
             self._roll_next()
         if seat is self._controller and self._reload_wanted:
             self._reload()
@@ -269,6 +274,7 @@ class Supervisor:
                 os.kill(one.pid, signal.SIGTERM)
 
     def _force(self) -> None:
+        self._code = FORCED
         for _, one in self._children():
             os.kill(one.pid, signal.SIGKILL)
 

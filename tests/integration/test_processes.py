@@ -305,7 +305,7 @@ def test_a_second_signal_ends_a_drain_at_once() -> None:
         assert not gate.is_up("/ready")
         assert gate.is_up("/health")
         gate.proc.send(signal.SIGINT)
-        gate.proc.wait(20)
+        assert gate.proc.wait(20) == 1
 
 
 # ---- the admin port
