@@ -37,12 +37,12 @@ class Gateway:
 
     def worker_pids(self) -> list[int]:
         """The workers' pids, by the name each gives itself, oldest first."""
-        return [pid for pid in children(self.pid) if "worker" in command_line(pid) and is_running(pid)]
+        return [pid for pid in children(self.pid) if "[worker-" in command_line(pid) and is_running(pid)]
 
     def controller_pid(self) -> int | None:
         """The controller's pid, or None while there is none."""
         return next(
-            (p for p in children(self.pid) if "controller" in command_line(p) and is_running(p)), None
+            (p for p in children(self.pid) if "[controller]" in command_line(p) and is_running(p)), None
         )
 
     def log(self) -> str:
