@@ -16,10 +16,19 @@ WEATHER: dict[str, Any] = {
 TOOLS: Any = [
     {
         "type": "function",
-        "function": {"name": "get_weather", "description": "The weather of a city.", "parameters": WEATHER},
+        "function": {
+            "name": "get_weather",
+            "description": "The weather of a city.",
+            "parameters": WEATHER,
+            "strict": True,
+        },
     }
 ]
 TOOL_CHOICE: Any = {"type": "function", "function": {"name": "get_weather"}}
+
+
+CALLING: dict[str, Any] = {"max_tokens": 256, "temperature": 1, "seed": 1}
+"""Sampling with which even random weights, held by a grammar, come to the end of a call: greedy ones may loop in it."""
 
 
 def chat(model: str, **more: Any) -> dict[str, Any]:

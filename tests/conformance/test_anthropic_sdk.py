@@ -66,7 +66,7 @@ def test_a_system_prompt_and_blocks_of_content_are_taken(target: Target) -> None
 
 def test_a_tool_is_used(target: Target) -> None:
     done = target.anthropic().messages.create(
-        **{**message(target.model), "max_tokens": 64},
+        **{**message(target.model), "max_tokens": 256},
         tools=[TOOL],
         tool_choice={"type": "tool", "name": "get_weather"},
     )

@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from .bodies import MAX_TOKENS, TOOL_CHOICE, TOOLS, chat, completion, response
+from .bodies import CALLING, MAX_TOKENS, TOOL_CHOICE, TOOLS, chat, completion, response
 from .target import Target
 
 USER: list[Any] = [{"role": "user", "content": "How high is the tower?"}]
@@ -92,7 +92,7 @@ def test_a_client_that_leaves_its_stream_can_ask_again(target: Target) -> None:
 
 def test_a_tool_is_called(target: Target) -> None:
     done = target.openai().chat.completions.create(
-        **chat(target.model, max_tokens=64), tools=TOOLS, tool_choice=TOOL_CHOICE
+        **{**chat(target.model), **CALLING}, tools=TOOLS, tool_choice=TOOL_CHOICE
     )
     calls = done.choices[0].message.tool_calls
     assert calls
@@ -105,7 +105,7 @@ def test_a_tool_is_called(target: Target) -> None:
 def test_a_tool_call_streams_in_pieces(target: Target) -> None:
     name, arguments, ids = "", "", set()
     for part in target.openai().chat.completions.create(
-        **chat(target.model, max_tokens=64), tools=TOOLS, tool_choice=TOOL_CHOICE, stream=True
+        **{**chat(target.model), **CALLING}, tools=TOOLS, tool_choice=TOOL_CHOICE, stream=True
     ):
         for choice in part.choices:
             for call in choice.delta.tool_calls or []:
