@@ -177,8 +177,9 @@ def error(reply: Reply, status: int, code: str) -> Reply:
 @pytest.mark.parametrize("path", [*sorted(ENDPOINTS), "/v1/responses/resp_1/cancel"])
 def test_a_wrong_method_on_a_proxied_path_is_405_with_allow(plane: DataPlane, path: str) -> None:
     for method in ("GET", "PUT", "DELETE", "PATCH", "OPTIONS", "FOO"):
-        reply = error(ask(plane.port, path, method=method), 405, "method_not_allowed")
-        assert reply.header("allow") == "POST"
+        reply = ask(plane.port, path, method=method)
+        assert (reply.status, reply.header("allow")) == (405, "POST")
+        assert reply.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/v1/models", f"/v1/models/{MODEL}"])

@@ -38,6 +38,14 @@ class Reply:
         """The error object's code."""
         return self.json()["error"]["code"]
 
+    @property
+    def more(self) -> int:
+        """How many bytes may be read without taking any of a response behind this one (chunked ones have none)."""
+        if not self.headed:
+            return 1
+        length = self.header("content-length")
+        return min(65536, int(length) - len(self.body)) if length else 65536
+
     # ---- httptools
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -108,8 +116,7 @@ class Wire:
         parser = httptools.HttpResponseParser(reply)
         got = False
         while not reply.complete:
-            # byte by byte up to the head's end, so that nothing of a following response is taken
-            data = self.read(65536 if reply.headed else 1)
+            data = self.read(reply.more)
             if not data:
                 break
             got = True
