@@ -101,7 +101,7 @@ def serve(
     `listeners` are bound and listening TCP or Unix sockets. `http` is "1" or "auto" (HTTP/2 as well); `tls`
     names a certificate chain and a key in PEM and applies to TCP listeners alone. `idle_timeout_s` bounds the
     time from a connection's opening, or its last response, to the end of its next request head.
-    `backpressure` is how many connections a listener may have open before accepting stops (Granian's own
+    `backpressure` is how many connections may be open before accepting stops (Granian's own
     default of 1,024 starves probes). Requests reach `app` only while `loop` runs.
     """
     callback = getattr(app, "__rsgi__", app)
@@ -109,6 +109,7 @@ def serve(
     wrap: Any = _future_watcher_wrapper  # untyped there
     schedule: Any = _new_cbscheduler
     wrapped = wrap(callback)
+    mixed = len({listener.family == socket.AF_UNIX for listener in listeners}) > 1
     for number, listener in enumerate(listeners, start=1):
         is_uds = listener.family == socket.AF_UNIX
         secured = tls is not None and not is_uds
@@ -119,7 +120,7 @@ def serve(
             SocketHolder(fd, is_uds, BACKLOG),  # type: ignore[call-arg]
             http,
             round(idle_timeout_s * 1000),
-            backpressure,
+            _room(backpressure, is_uds) if mixed else backpressure,
             secured,
             cert,
             key,
@@ -129,6 +130,12 @@ def serve(
         run = worker.serve_str_uds if is_uds else worker.serve_str
         run(schedule(loop, wrapped, impl_asyncio=True), loop, signal)
     return host
+
+
+def _room(backpressure: int, is_uds: bool) -> int:
+    """A Unix socket beside a port is for a neighbour on the same machine: a quarter is enough for it."""
+    quarter = backpressure // 4
+    return quarter if is_uds else backpressure - quarter
 
 
 def _make_worker(

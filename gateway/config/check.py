@@ -41,8 +41,7 @@ def descriptors(config: Config) -> int:
     """How many file descriptors one worker may need at worst."""
     upstream = sum(model.max_concurrent for model in config.models.values())
     idle = config.upstream.connections.max_idle * sum(len(model.backends) for model in config.models.values())
-    listeners = 1 if config.listen.uds is None else 2
-    return listeners * config.listen.max_connections + upstream + idle + _SPARE_DESCRIPTORS
+    return config.listen.max_connections + upstream + idle + _SPARE_DESCRIPTORS
 
 
 def is_loopback(host: str) -> bool:

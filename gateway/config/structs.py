@@ -66,8 +66,8 @@ class Listen(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Meta(
             ge=16,
             le=1_000_000,
-            description="Open client connections per worker, on the Unix socket as many again; "
-            "the next one waits until one is closed.",
+            description="Open client connections per worker, a quarter of them on the Unix socket where there "
+            "is one; the next one waits until one is closed.",
         ),
     ] = 16_384
     read_timeout_s: Annotated[
