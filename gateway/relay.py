@@ -72,6 +72,8 @@ class Relay:
         """Pass on what one read gave."""
         if self.done.done():
             return
+        if self._base is None and self.sent + len(data) >= self._asked_at:
+            self._find_base()
         try:
             self._out.send(data)
         except ClientGone:
@@ -107,20 +109,31 @@ class Relay:
 
     # ---- back-pressure
 
-    def _unacknowledged(self) -> int | None:
+    def _find_base(self) -> None:
+        """Before much is under way: how much of the connection was acknowledged when this body began."""
+        acked = self._out.acked()
+        if acked is not None:
+            total, queued = acked
+            self._base = total - max(0, self.sent + self._overhead - queued)
+
+    def _unacknowledged(self, settled: bool) -> int | None:
+        """What is under way; ``settled``: the server host has had time to hand all of it to the kernel.
+
+        Only then does an empty queue say that everything arrived, and what was guessed wrong of the framing is
+        forgotten. Before that the host may hold what the kernel has not seen: a burst would count as acknowledged.
+        """
         acked = self._out.acked()
         if acked is None:
             return None
         total, queued = acked
         on_wire = self.sent + self._overhead
-        if self._base is None or queued == 0:
-            # nothing is under way: whatever framing was guessed wrong so far is forgotten
+        if self._base is None or (settled and queued == 0):
             self._base = total - on_wire if queued == 0 else total
         return max(on_wire - (total - self._base), queued)
 
     def _pace(self) -> None:
         self._asked_at = self.sent + ASK_EVERY_BYTES
-        waiting = self._unacknowledged()
+        waiting = self._unacknowledged(False)
         if waiting is None:
             if self.sent > UNKNOWN_LIMIT_BYTES:
                 self._finish(
@@ -141,7 +154,7 @@ class Relay:
         """Ask again for a paused stream: go on, wait, or give the client up."""
         if not self.paused or self.done.done():
             return
-        waiting = self._unacknowledged()
+        waiting = self._unacknowledged(self._progress_at > 0.0)
         if waiting is None or waiting <= PAUSE_ABOVE_BYTES:
             self.paused = False
             self._call.resume()

@@ -22,11 +22,16 @@ BEFORE = 12_345
 
 @dataclass
 class Client:
-    """The client's end: `taken` bytes of the body are acknowledged, None: the kernel cannot tell."""
+    """The client's end: of the `on_wire` bytes sent, the server host still holds `unflushed`, `taken` are acknowledged.
+
+    Not `known`: the kernel cannot tell.
+    """
 
     known: bool = True
     taken: int = 0
     on_wire: int = 0
+    unflushed: int = 0
+    lazy: bool = False
     asked: int = 0
     gone_after: int = 1 << 60
     received: list[bytes] = field(default_factory=list)
@@ -35,11 +40,14 @@ class Client:
         if self.on_wire >= self.gone_after:
             raise ClientGone
         self.received.append(data)
-        self.on_wire += len(data) + len(f"{len(data):x}") + 4
+        size = len(data) + len(f"{len(data):x}") + 4
+        self.on_wire += size
+        if self.lazy:
+            self.unflushed += size
 
     def acked(self) -> tuple[int, int] | None:
         self.asked += 1
-        return (BEFORE + self.taken, self.on_wire - self.taken) if self.known else None
+        return (BEFORE + self.taken, self.on_wire - self.unflushed - self.taken) if self.known else None
 
     def take(self, size: int = 1 << 60) -> None:
         self.taken = min(self.on_wire, self.taken + size)
@@ -101,7 +109,7 @@ def test_the_kernel_is_asked_every_64_kib_and_not_before(make: Make) -> None:
     for _ in range(64 * 9 + 1):
         relay.on_data(b"x" * KIB)
         out.take()
-    assert out.asked == 10
+    assert out.asked == 1 + 10, "once more to know where the body begins"
 
 
 def test_a_client_that_reads_is_never_waited_for(make: Make) -> None:
@@ -131,9 +139,36 @@ def test_framing_is_counted_so_that_many_small_chunks_do_not_add_up_to_an_error(
     assert not call.paused
     while not call.paused:
         relay.on_data(b"x" * 40)
-    # where the body begins among the connection's bytes is known within what was sent before the first question
-    waiting = out.on_wire - out.taken
-    assert PAUSE_ABOVE_BYTES - ASK_EVERY_BYTES < waiting < PAUSE_ABOVE_BYTES + 2 * ASK_EVERY_BYTES
+    assert PAUSE_ABOVE_BYTES < out.on_wire - out.taken < PAUSE_ABOVE_BYTES + 2 * ASK_EVERY_BYTES
+
+
+@pytest.mark.parametrize("size", [1 * KIB, 64 * KIB, 250 * KIB])
+def test_what_the_server_host_has_not_handed_to_the_kernel_is_not_taken_for_acknowledged(
+    make: Make, size: int
+) -> None:
+    relay, call, out = make(lazy=True)  # the kernel's queue is empty all the time
+    while not call.paused:
+        relay.on_data(b"x" * size)
+        assert out.on_wire < PAUSE_ABOVE_BYTES + (ASK_EVERY_BYTES + size) * 2, "it should have paused by now"
+    relay.tick(1.0, 30)  # may come at once behind the pause
+    assert call.paused
+    out.unflushed = 0
+    relay.tick(1.02, 30)
+    assert call.paused
+    out.take()
+    relay.tick(1.04, 30)
+    assert not call.paused
+
+
+def test_a_wrong_guess_of_the_framing_does_not_pause_a_stream_for_good(make: Make) -> None:
+    relay, call, out = make()
+    while not call.paused:
+        relay.on_data(b"x" * KIB)
+        out.on_wire -= 5  # less framing than was guessed
+        out.take()
+    relay.tick(1.0, 30)
+    relay.tick(1.02, 30)
+    assert not call.paused
 
 
 def paused(make: Make) -> tuple[Relay, Call, Client]:
