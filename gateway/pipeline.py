@@ -51,14 +51,11 @@ _RESPONSE_ID = re.compile(rb'"id"\s*:\s*"([A-Za-z0-9._~-]{1,128})"')
 class Life:
     """What is known of one request while it lives, for metrics, logs and whoever must end it."""
 
-    __slots__ = ("model", "queued_ns", "relay", "status", "upstream_ns")
-
-    def __init__(self) -> None:
-        self.model = ""
-        self.status = 0
-        self.upstream_ns = 0
-        self.queued_ns = 0
-        self.relay: Relay | None = None
+    model = ""
+    status = 0
+    upstream_ns = 0
+    queued_ns = 0
+    relay: Relay | None = None
 
 
 class Pipeline:

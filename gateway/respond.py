@@ -42,27 +42,34 @@ class HeaderTable:
     def downstream(self, fields: Iterable[tuple[bytes, bytes]]) -> tuple[list[tuple[str, str]], str]:
         """The fields to send on (none that is hop-by-hop, ours, or not ASCII) and the Content-Type among them."""
         names = self._names
-        media = ""
+        media = hop_by_hop = ""
         out = []
         for raw, value in fields:
             try:
                 name = names[raw]
             except KeyError:
                 name = self._learn(raw)
-            if name is not None and value.isascii():
+            if name and value.isascii():
                 text = value.decode("ascii")
                 out.append((name, text))
                 if name == "content-type":
                     media = text
+            elif name == "":
+                hop_by_hop += value.decode("latin-1") + ","
+        if hop_by_hop:
+            named = named_by_connection((hop_by_hop,)) - {"content-type"}
+            out = [field for field in out if field[0] not in named]
         return out, media
 
     def _learn(self, raw: bytes) -> str | None:
         name = raw.decode("latin-1").lower()
-        known = (
-            name
-            if name.isascii() and name not in NOT_DOWNSTREAM and not name.startswith("x-penstock-")
-            else None
-        )
+        known: str | None
+        if name == "connection":
+            known = ""  # not sent on, but its value is looked at
+        elif name.isascii() and name not in NOT_DOWNSTREAM and not name.startswith("x-penstock-"):
+            known = name
+        else:
+            known = None
         if len(self._names) < self._REMEMBERED:
             self._names[raw] = known
         return known

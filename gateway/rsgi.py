@@ -1,8 +1,7 @@
-"""The adapter between Granian's RSGI and the pipeline: the only file of the gateway that knows that interface.
+"""The RSGI application: which of the worker's answers a path gets, and what becomes of faults.
 
-What RSGI does not do is done here (`docs/architecture.md`, "What the server host leaves to us"): bodies are bounded
-in size and time, a body that broke off is told from one that ended, a client that leaves is noticed once its request
-has waited a little (:mod:`penstock.gateway.watch`), a failure after the first byte is said in the stream.
+This file and :mod:`penstock.gateway.exchange` are all of the gateway that knows Granian's RSGI. A failure before the
+first byte is an error response, one after it is said in the stream, in the words of the endpoint's dialect.
 """
 
 from __future__ import annotations
@@ -12,238 +11,19 @@ import logging
 from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Any
-from urllib.parse import quote
-
-from granian.rsgi import ProtocolClosed
 
 from .dialects import WORDS
-from .endpoints import ENDPOINTS, Dialect, Endpoint, model_id, stored_response
+from .endpoints import ENDPOINTS, Endpoint, model_id, stored_response
 from .errors import Fault, Kind
+from .exchange import Exchange
 from .metrics import ADDED, DURATION, Observe
 from .models import list_models, show_model
-from .pipeline import Life
 from .raw import ClientGone, RawRequest
-from .respond import NOT_UPSTREAM, named_by_connection
 from .worker import Worker
 
 log = logging.getLogger(__name__)
 
 _JSON = ("content-type", "application/json")
-_WHOLE_BYTES = 64 << 10  # bodies up to this are taken in one await
-
-#: What of a query goes upstream as it came; the rest is not ASCII and must not stand in a request line (RFC 3986).
-_QUERY = "".join(map(chr, range(0x21, 0x7F)))
-
-#: What TLS adds to each of its records, and the most that one carries (RFC 8446 §5.2).
-_SEAL_BYTES = 22
-_RECORD_BYTES = 16 << 10
-
-_UNCOUNTED_BYTES = 4 << 10  # as much per connection is not worth counting against limits.max_buffered
-
-
-class Exchange(Life):
-    """One request and its way back: what the pipeline's ``Out`` and ``StreamOut`` are, and what the watch ends."""
-
-    __slots__ = (
-        *(
-            "_proto",
-            "_scope",
-            "_seal_bytes",
-            "_tls",
-            "_transport",
-            "_worker",
-            "aborted",
-            "began_s",
-            "body_by",
-            "dialect",
-            "first_ns",
-        ),
-        *("held_bytes", "request_id", "task", "watching"),
-    )
-
-    def __init__(self, worker: Worker, scope: Any, proto: Any, task: asyncio.Task[Any]) -> None:
-        super().__init__()
-        self._worker = worker
-        self._scope = scope
-        self._proto = proto
-        self._transport: Any = None
-        self.task = task
-        self.began_s = worker.clock()
-        self.body_by = 0.0
-        self.first_ns = 0
-        self._tls = False
-        self._seal_bytes = 0
-        self.aborted: Fault | None = None
-        self.watching: asyncio.Task[None] | None = None
-        self.dialect = Dialect.OPENAI
-        self.request_id = ""
-        self.held_bytes = 0
-
-    @property
-    def begun(self) -> bool:
-        """Whether the response has begun."""
-        return self.first_ns != 0
-
-    @property
-    def client(self) -> str:
-        """Where the request came from, ``ip:port``; something else on a Unix socket."""
-        address: str = self._scope.client
-        return address
-
-    # ---- Out and StreamOut
-
-    def respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
-        """Send a whole response. A status outside 200–599 would kill the worker, so it is a bug to pass one."""
-        if not 200 <= status <= 599:
-            raise ValueError(f"status {status}")
-        if self._worker.draining:
-            headers.append(("connection", "close"))
-        self.first_ns = perf_counter_ns()
-        self.status = status
-        self._proto.response_bytes(status, headers, body)
-
-    def stream(self, status: int, headers: list[tuple[str, str]]) -> Exchange:
-        """Begin a response whose body follows by ``send``."""
-        if not 200 <= status <= 599:
-            raise ValueError(f"status {status}")
-        if self._worker.draining:
-            headers.append(("connection", "close"))
-        self.first_ns = perf_counter_ns()
-        self.status = status
-        self._tls = self._scope.scheme == "https"
-        self._transport = self._proto.response_stream(status, headers)
-        return self
-
-    def send(self, data: bytes) -> None:
-        """Hand bytes to the server host, which never waits; raises :class:`ClientGone`."""
-        try:
-            self._transport.send_bytes(data)  # eager: the awaitable it gives back is already done
-            if self._tls:
-                self._seal_bytes += _SEAL_BYTES * (1 + len(data) // _RECORD_BYTES)
-        except ProtocolClosed:
-            raise ClientGone from None
-
-    def acked(self) -> tuple[int, int] | None:
-        """What the client's kernel has acknowledged of this connection, and what is still queued for it."""
-        scope = self._scope
-        if scope.http_version != "1.1" and scope.http_version != "1":
-            return None  # streams of one HTTP/2 connection cannot be told apart by its bytes
-        known = self._worker.meter.acked(scope.client, scope.server)
-        return None if known is None else (known.bytes_acked - self._seal_bytes, known.wqueue)
-
-    def let_go(self) -> None:
-        """End the body. The host does so when nobody holds its transport any more, and life and relay refer back
-        to this exchange: without this the collector would have to come by first.
-        """
-        self._transport = None
-        self.relay = None
-
-    # ---- ended from outside
-
-    def abort(self, fault: Fault) -> None:
-        """End the request wherever it waits; what it is told is ``fault``."""
-        if self.aborted is None:
-            self.aborted = fault
-            self.task.cancel()
-
-    async def gone(self) -> None:
-        """Wait for the client to close its connection, then end the request."""
-        await self._proto.client_disconnect()
-        self.abort(Fault(Kind.CLIENT_CLOSED, "the client left"))
-
-    # ---- the request's bytes
-
-    def read_head(self) -> tuple[RawRequest, int | None]:
-        """The request without its body, and the length of the body: None when it is chunked or, over HTTP/2, open."""
-        scope = self._scope
-        length: str | None = None
-        chunked = has_host = False
-        content_type = request_id = ""
-        dropped: frozenset[str] = frozenset()
-        lines = []
-        pairs = scope.headers.items()
-        for name, value in pairs:
-            if name not in NOT_UPSTREAM:
-                if name == "content-type":
-                    content_type = value
-                elif name.startswith("x-penstock-"):
-                    continue
-                lines.append(f"{name}: {value}\r\n")
-            elif name == "content-length":
-                length = value
-            elif name == "host":
-                has_host = True
-            elif name == "x-request-id":
-                request_id = request_id or value
-            elif name == "transfer-encoding":
-                chunked = True
-            elif name == "connection" and value.lower() not in ("keep-alive", "close"):
-                dropped = named_by_connection([value])
-        if dropped:
-            lines = [line for line in lines if line.partition(":")[0] not in dropped]
-        if not (0 < len(request_id) <= 128 and request_id.isascii() and request_id.isprintable()):
-            request_id = self._worker.new_request_id()
-        self.request_id = request_id
-        if not has_host:  # HTTP/1.0 needs none, HTTP/2 has :authority
-            version = scope.http_version
-            if version == "1.1" or (version == "2" and not scope.authority):
-                raise Fault(Kind.MISSING_HOST, "the request has no Host header")
-            if version == "2":
-                self._worker.sweep.speaks_h2(scope.client)
-        query = scope.query_string
-        if not query.isascii():
-            query = quote(query, safe=_QUERY)
-        raw = RawRequest(scope.method, scope.path, query, "".join(lines), content_type, request_id, b"")
-        if chunked or (length is None and scope.http_version == "2"):
-            return raw, None
-        return raw, int(length) if length is not None and length.isdigit() else 0
-
-    async def read_body(self, raw: RawRequest, length: int | None) -> None:
-        """Read the body into ``raw``, bounded in size and in time; raises :class:`Fault` 400, 408, 413 or 429."""
-        if length == 0:
-            return
-        worker = self._worker
-        limits = worker.fleet.config.limits
-        if length is not None and length > limits.max_body:
-            raise Fault(Kind.BODY_TOO_LARGE, f"the body is over limits.max_body ({limits.max_body} bytes)")
-        if length is None or length > _UNCOUNTED_BYTES:
-            self.held_bytes = worker.hold(length if length is not None else limits.max_body)
-        listen = worker.fleet.config.listen
-        self.body_by = self.began_s + listen.body_timeout_s
-        if length is not None and length <= _WHOLE_BYTES:
-            try:
-                raw.body = await self._proto()
-            except ProtocolClosed:
-                raise Fault(Kind.BODY_BROKEN, "the body ended before its Content-Length") from None
-        else:
-            raw.body = await self._gather(
-                limits.max_body, self.began_s + listen.read_timeout_s, listen.body_timeout_s
-            )
-        self.body_by = 0.0
-        if length is not None and len(raw.body) != length:
-            raise Fault(Kind.BODY_BROKEN, "the body ended before its Content-Length")
-
-    async def _gather(self, limit: int, total_by: float, idle_s: float) -> bytes:
-        """A long or chunked body. A whole one ends in an empty chunk, in two over HTTP/2 where an empty frame says
-        that it ends. One that broke off ends in one more; over HTTP/2 they never end when the connection is gone.
-        """
-        chunks: list[bytes] = []
-        size = empty = 0
-        allowed = 2 if self._scope.http_version == "2" else 1
-        clock = self._worker.clock
-        async for chunk in self._proto:
-            if chunk:
-                size += len(chunk)
-                empty = 0
-                if size > limit:
-                    raise Fault(Kind.BODY_TOO_LARGE, f"the body is over limits.max_body ({limit} bytes)")
-                chunks.append(chunk)
-                self.body_by = min(clock() + idle_s, total_by)
-            else:
-                empty += 1
-                if empty > allowed:
-                    raise Fault(Kind.BODY_BROKEN, "the body broke off")
-        return b"".join(chunks)
 
 
 class App:

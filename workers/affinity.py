@@ -9,6 +9,7 @@ Pinning is done once in a child before it starts a thread, so that Granian's run
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,17 @@ def pin(cores: Collection[int]) -> None:
     """
     if cores:
         os.sched_setaffinity(0, cores)
+
+
+def batch() -> None:
+    """Schedule the calling process, and threads it starts later, as batch work: no preemption on waking.
+
+    A worker's loop and the server host's threads wake one another several times a request and share a core. As
+    ordinary threads each wake-up may interrupt the other in mid-step; as batch threads the woken one runs when the
+    waker waits. `docs/adr/0006-batch-scheduling.md` has the figures. Source: sched(7), "SCHED_BATCH".
+    """
+    with contextlib.suppress(OSError):  # forbidden in some sandboxes, and then it is only slower
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def read_quota(root: Path = Path("/")) -> float | None:

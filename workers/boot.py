@@ -126,6 +126,7 @@ def run_worker(mine: Inheritance, app_factory: AppFactory = gateway_app) -> int:
     """Be worker `mine.index` until told to leave; the exit status."""
     logs.set_role(f"worker-{mine.index}")
     affinity.pin(() if mine.core is None else (mine.core,))
+    affinity.batch()
     segment = Segment.attach(mine.segment_fd)
     published = store.read_current(mine.folder, segment)
     logs.set_level(published.config.log.level)

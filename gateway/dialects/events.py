@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 
+_BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
+
 
 class EventMarker:
-    """Remembers whether one of the terminal events, or of the failing ones, has begun."""
+    """Remembers whether one of the terminal events, or of the failing ones, has passed."""
 
     __slots__ = ("_ended", "_failing", "_keep", "_pattern", "_tail", "status")
 
@@ -34,5 +36,5 @@ class EventMarker:
         self._tail = window[-self._keep :]
 
     def terminal(self) -> bool:
-        """Whether the stream may end here."""
-        return self._ended
+        """Whether the stream may end here: after the last line of its last event, or no client has that event."""
+        return self._ended and self._tail.endswith(_BLANK_LINES)

@@ -79,6 +79,12 @@ def test_every_thread_of_a_worker_runs_on_its_own_core() -> None:
         assert sorted(seen) == cores
 
 
+def test_every_thread_of_a_worker_is_scheduled_as_batch_work(gate: Gateway) -> None:
+    for pid in gate.worker_pids():
+        policies = {os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()}
+        assert policies == {os.SCHED_BATCH}
+
+
 def test_a_worker_has_its_own_listener_and_nobody_elses(gate: Gateway) -> None:
     sockets = [_listening_sockets(pid) for pid in gate.worker_pids()]
     assert [len(one) for one in sockets] == [1, 1]
