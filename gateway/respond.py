@@ -29,6 +29,10 @@ NOT_DOWNSTREAM = HOP_BY_HOP | {
 }
 
 
+#: Values of ``Connection`` that name no field.
+_USUAL = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close"})
+
+
 class HeaderTable:
     """Upstream field names as the client gets them; remembers names, so the usual ones cost one look-up."""
 
@@ -54,7 +58,7 @@ class HeaderTable:
                 out.append((name, text))
                 if name == "content-type":
                     media = text
-            elif name == "":
+            elif name == "" and value not in _USUAL:
                 hop_by_hop += value.decode("latin-1") + ","
         if hop_by_hop:
             named = named_by_connection((hop_by_hop,)) - {"content-type"}

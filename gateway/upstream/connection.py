@@ -25,6 +25,9 @@ _NEVER = float("inf")
 class Owner(Protocol):
     """What a connection tells its pool."""
 
+    def to_send(self, connection: Connection) -> None:
+        """It has a request to send; ``send`` is to be called within this turn of the loop."""
+
     def finished(self, connection: Connection, reusable: bool) -> None:
         """Its call is complete. Not reusable: it is about to be closed."""
 
@@ -45,6 +48,7 @@ class Connection(asyncio.Protocol):
         "_reader",
         "_reading",
         "_transport",
+        "_unsent",
         "deadline",
         "idle_since",
         "served",
@@ -59,6 +63,7 @@ class Connection(asyncio.Protocol):
         self._call: Call | None = None
         self._long = False
         self._reading = True
+        self._unsent: tuple[bytes, ...] = ()
         #: when the call in progress fails, on the pool's clock
         self.deadline = _NEVER
         self.idle_since = 0.0
@@ -97,13 +102,16 @@ class Connection(asyncio.Protocol):
         first_byte_s = timeouts.first_byte_s
         deadline = now + first_byte_s if first_byte_s > 0 else _NEVER
         self.deadline = deadline if deadline < total_deadline else total_deadline
-        if body:
-            self._long = len(body) > _LONG_REQUEST_BYTES
-            transport.writelines((head, body))
-        else:
-            self._long = False
-            transport.write(head)
+        self._long = body is not None and len(body) > _LONG_REQUEST_BYTES
+        self._unsent = (head, body) if body else (head,)
+        self._owner.to_send(self)
         return call, waiter
+
+    def send(self) -> None:
+        """Write the request that was started; the pool calls this once all of the loop's turn have been."""
+        unsent, self._unsent = self._unsent, ()
+        if unsent and self._transport is not None:
+            self._transport.writelines(unsent)
 
     def pause(self) -> None:
         """Stop reading; the clock between chunks stands still."""
@@ -127,6 +135,7 @@ class Connection(asyncio.Protocol):
     def drop(self) -> None:
         """Close at once; a call in progress hears nothing of it."""
         self._call = None
+        self._unsent = ()
         self._owner.gone(self)
         if self._transport is not None:
             self._transport.abort()
