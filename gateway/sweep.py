@@ -26,12 +26,13 @@ import socket
 import struct
 from collections.abc import Callable
 from enum import Enum
+from itertools import islice
 
 from .config.structs import Listen
 
 log = logging.getLogger(__name__)
 
-#: Descriptors looked at in one tick; each takes some 4 µs.
+#: Descriptors looked at in one tick; each takes some 5 µs.
 SLICE = 256
 MAX_INTERVAL_S = 5.0
 _PARTS = 8  # looks within the shortest deadline
@@ -62,28 +63,20 @@ class Sweep:
     """
 
     __slots__ = (
-        *(
-            "_busy",
-            "_condemned",
-            "_doubted",
-            "_doubted_before",
-            "_fds",
-            "_h2",
-            "_next_s",
-            "_pending",
-            "_port",
-        ),
-        "_seen",
+        *("_busy", "_condemned", "_doomed", "_doubted", "_doubted_before", "_h2", "_next_s", "_pending"),
+        *("_port", "_scan", "_seen"),
     )
 
     def __init__(self, port: int, busy: Callable[[], list[str]]) -> None:
         self._port = port
         self._busy = busy
         self._condemned: set[str] = set()
+        # those of them that this look began with: it may have passed the others
+        self._doomed: set[str] = set()
         # clients to be closed if the next look finds the same
         self._doubted: set[str] = set()
         self._doubted_before: set[str] = set()
-        self._fds: list[int] = []
+        self._scan: os._ScandirIterator[str] | None = None
         self._h2: set[str] = set()
         self._next_s = 0.0
         # clients that have spoken last: since when, and how much they had been sent
@@ -101,19 +94,32 @@ class Sweep:
         self._condemned.add(client)
         self._next_s = 0.0
 
+    def close(self) -> None:
+        """End a look that is not through."""
+        if self._scan is not None:
+            self._scan.close()
+            self._scan = None
+
+    @property
+    def looking(self) -> bool:
+        """Whether a look has begun and is not through."""
+        return self._scan is not None
+
     def tick(self, now: float, listen: Listen) -> None:
         """Called every 20 ms: goes on with a look at all connections, or begins one when it is time."""
-        if not self._fds:
+        if self._scan is None:
             if now < self._next_s:
                 return
             shortest = min(listen.read_timeout_s, listen.keep_alive_s, listen.write_timeout_s)
             self._next_s = now + min(shortest / _PARTS, MAX_INTERVAL_S)
             try:
-                self._fds = [int(name) for name in os.listdir("/proc/self/fd")]
+                self._scan = os.scandir(
+                    "/proc/self/fd"
+                )  # read as it is gone through: all at once takes 40 ms
             except OSError:
                 return  # out of descriptors: later
-        part = self._fds[-SLICE:]
-        del self._fds[-SLICE:]
+            self._doomed, self._condemned = self._condemned, set()
+        part = [int(entry.name) for entry in islice(self._scan, SLICE)]
         busy: set[str] | None = None
         for fd in part:
             one = _open(fd)
@@ -135,10 +141,11 @@ class Sweep:
                     self._close(one, why, client)
                 except OSError:
                     continue  # no TCP, or gone
-        if not self._fds:
+        if len(part) < SLICE:
+            self._scan = None
             self._pending, self._seen = self._seen, {}
             self._doubted_before, self._doubted = self._doubted, set()
-            self._condemned.clear()
+            self._doomed.clear()
 
     def _judge(self, one: socket.socket, now: float, listen: Listen) -> tuple[Why | None, str]:
         name = one.getsockname()
@@ -151,7 +158,7 @@ class Sweep:
         acked, received, unsent = _COUNTS.unpack_from(info, _COUNTS_AT)
         peer = one.getpeername()
         client = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
-        if client in self._condemned:
+        if client in self._doomed:
             return Why.CONDEMNED, client
         if unsent and sent_ms >= listen.write_timeout_s * 1000:
             return Why.NOT_READ, client

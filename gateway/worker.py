@@ -200,6 +200,7 @@ class Worker:
         for backend in self.fleet.backends:
             await backend.pool.close()
         self._resolver.close()
+        self.sweep.close()
         self.meter.close()
 
     # ---- pools

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from penstock.gateway.config.structs import Listen
-from penstock.gateway.sweep import MAX_INTERVAL_S, Sweep
+from penstock.gateway.sweep import MAX_INTERVAL_S, SLICE, Sweep
 
 from ..support.procs import wait_until
 
@@ -40,7 +40,7 @@ class Port:
         """One whole look at all connections."""
         self._now += 2 * MAX_INTERVAL_S
         self.sweep.tick(self._now, listen)
-        while self.sweep._fds:
+        while self.sweep.looking:
             self.sweep.tick(self._now, listen)
 
     def close(self) -> None:
@@ -182,6 +182,21 @@ def test_a_condemned_connection_is_closed_at_the_next_tick_even_if_it_is_busy(po
     server.close()
     wait_until(lambda: is_closed(client), 10, "the end of the connection")
     assert not is_closed(other)
+
+
+def test_a_connection_that_is_condemned_while_a_look_goes_on_is_closed_by_the_next(port: Port) -> None:
+    client, _ = port.connect()
+    spare = [os.dup(0) for _ in range(SLICE)]  # so that a look takes more than one tick
+    try:
+        port.sweep.tick(1.0, NEVER)
+        assert port.sweep.looking
+        port.sweep.condemn(name(client))
+        for _ in range(2):
+            port.look(NEVER)
+    finally:
+        for fd in spare:
+            os.close(fd)
+    assert is_closed(client)
 
 
 def test_other_sockets_of_the_process_are_left_alone_and_no_descriptor_is_lost(port: Port) -> None:
