@@ -131,7 +131,7 @@ class Exchange(Life):
 
     # ---- the request's bytes
 
-    def read_head(self) -> tuple[RawRequest, int | None]:
+    def read_head(self, path: str) -> tuple[RawRequest, int | None]:
         """The request without its body, and the length of the body: None when it is chunked or, over HTTP/2, open."""
         scope = self._scope
         length: str | None = None
@@ -171,7 +171,7 @@ class Exchange(Life):
         query = scope.query_string
         if not query.isascii():
             query = quote(query, safe=_QUERY)
-        raw = RawRequest(scope.method, scope.path, query, "".join(lines), content_type, request_id, b"")
+        raw = RawRequest(scope.method, path, query, "".join(lines), content_type, request_id, b"")
         if chunked or (length is None and scope.http_version == "2"):
             return raw, None
         return raw, int(length) if length is not None and length.isdigit() else 0

@@ -117,30 +117,39 @@ class Pipeline:
                 else:
                     await self._answer(endpoint, call, headers, media, out, life)
             finally:
-                call.abort()
+                if not call.complete:
+                    call.abort()
                 lease.settle()
         finally:
             self.admission.leave(model)
 
     async def stored(self, stored: StoredResponse, raw: RawRequest, out: Out, life: Life) -> None:
-        """Answer a call about one stored response: by the backend that holds it, else by asking each in turn."""
+        """Answer a call about one stored response: by the backend that holds it, else by asking each in turn.
+
+        A backend that fails does not end the search; when no other has it, its failure is the answer: it might have it.
+        """
         backend = self._sticky.find(stored.id, self.fleet.backends)
         candidates = [backend] if backend is not None else [b for b in self.fleet.backends if b.up]
         if not candidates:
             raise Fault(Kind.NO_BACKEND, "no backend is healthy", retry_after_s=2.0)
         by_backend = {b.index: model for model in self.fleet.models for b in model.backends}
         target = f"{stored.target}?{raw.query}" if raw.query else stored.target
+        failed: Fault | None = None
         for number, candidate in enumerate(candidates, start=1):
             model = by_backend[candidate.index]
             life.model = model.name
             if not self.admission.try_enter(model):
                 await self._queue(model, life)
             try:
-                lease, call, _, _ = await self._upstream(
-                    model, stored.method, target, raw, raw.body or None, life, candidate
-                )
                 try:
-                    if call.status == 404 and number < len(candidates):
+                    lease, call, _, _ = await self._upstream(
+                        model, stored.method, target, raw, raw.body or None, life, candidate
+                    )
+                except Fault as fault:
+                    failed = fault
+                    continue
+                try:
+                    if call.status == 404 and len(candidates) > 1:
                         continue
                     headers, media = self._head(call, raw, candidate, number)
                     await self._answer(RESPONSES, call, headers, media, out, life)
@@ -150,6 +159,7 @@ class Pipeline:
                     lease.settle()
             finally:
                 self.admission.leave(model)
+        raise failed or Fault(Kind.NOT_FOUND, f"no backend has a response with the id '{stored.id}'")
 
     # ---- route, admit, choose
 

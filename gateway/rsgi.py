@@ -33,23 +33,21 @@ class App:
         self.worker = worker
         self._admin = admin
         self._loop = worker.loop
+        self._watch = worker.watch
         self._metrics = worker.metrics
         self._observers: dict[Endpoint, tuple[Observe, Observe]] = {}
 
     async def __rsgi__(self, scope: Any, proto: Any) -> None:
         """Answer one request; nothing leaves here but cancellation of the loop itself."""
-        if scope.proto != "http":
-            return
         task = asyncio.current_task(self._loop)
         assert task is not None  # Granian runs each request as a task
         exchange = Exchange(self.worker, scope, proto, task)
-        watch = self.worker.watch
-        watch.add(exchange)
+        self._watch.add(exchange)
         endpoint: Endpoint | None = None
-        started = perf_counter_ns()
+        started = 0
         path = scope.path
         try:
-            raw, length = exchange.read_head()
+            raw, length = exchange.read_head(path)
             endpoint = ENDPOINTS.get(path)
             if endpoint is not None and raw.method == "POST":
                 exchange.dialect = endpoint.dialect
@@ -71,7 +69,7 @@ class App:
             log.exception("internal_error path=%s", path)
             self._fail(exchange, Fault(Kind.INTERNAL, "the gateway failed; its log says why"))
         finally:
-            watch.remove(exchange)
+            self._watch.remove(exchange)
             if exchange.held_bytes:
                 self.worker.release(exchange.held_bytes)
             self._record(exchange, endpoint, path, started)
@@ -112,9 +110,9 @@ class App:
 
     def _record(self, exchange: Exchange, endpoint: Endpoint | None, path: str, started: int) -> None:
         status = exchange.status
-        total = perf_counter_ns() - started
+        total = perf_counter_ns() - started if started else 0
         self._metrics.request(exchange.model, endpoint.path if endpoint is not None else "other", status)
-        if endpoint is not None:
+        if endpoint is not None and started:
             observers = self._observers.get(endpoint)
             if observers is None:
                 metrics, name = self._metrics, endpoint.path

@@ -80,7 +80,7 @@ def batch() -> None:
 
     A worker's loop and the server host's threads wake one another several times a request and share a core. As
     ordinary threads each wake-up may interrupt the other in mid-step; as batch threads the woken one runs when the
-    waker waits. `docs/adr/0006-batch-scheduling.md` has the figures. Source: sched(7), "SCHED_BATCH".
+    waker waits. `docs/adr/0007-batch-scheduling.md` has the figures. Source: sched(7), "SCHED_BATCH".
     """
     with contextlib.suppress(OSError):  # forbidden in some sandboxes, and then it is only slower
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

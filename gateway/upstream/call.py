@@ -57,28 +57,22 @@ class Call:
     ``attach`` (or ``read_all``) must follow, or ``abort``.
     """
 
-    __slots__ = (
-        "_attached",
-        "_ended",
-        "_fault",
-        "_held",
-        "_held_bytes",
-        "_paused",
-        "_sink",
-        "between_chunks_s",
-        "body",
-        "chunked",
-        "complete",
-        "connection",
-        "content_length",
-        "got_body",
-        "got_bytes",
-        "headers",
-        "reused",
-        "status",
-        "total_deadline",
-        "waiter",
-    )
+    # Defaults of the class: an answer that is whole at once sets few of them.
+    status = 0
+    content_length: int | None = None
+    chunked = False
+    complete = False
+    body = b""
+    # for the connection
+    got_bytes = False
+    got_body = False
+    _sink: Sink | None = None
+    _held: list[bytes] | None = None
+    _held_bytes = 0
+    _attached = False
+    _paused = False
+    _ended = False
+    _fault: UpstreamFault | None = None
 
     def __init__(
         self,
@@ -88,27 +82,13 @@ class Call:
         between_chunks_s: float,
         total_deadline: float,
     ) -> None:
-        self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
-        self.content_length: int | None = None
-        self.chunked = False
         self.reused = reused
-        self.complete = False
-        self.body = b""
         # for the connection
         self.waiter: asyncio.Future[None] | None = waiter
-        self.got_bytes = False
-        self.got_body = False
         self.between_chunks_s = between_chunks_s
         self.total_deadline = total_deadline
         self.connection: Connection | None = connection
-        self._sink: Sink | None = None
-        self._held: list[bytes] | None = None
-        self._held_bytes = 0
-        self._attached = False
-        self._paused = False
-        self._ended = False
-        self._fault: UpstreamFault | None = None
 
     @property
     def paused(self) -> bool:

@@ -51,6 +51,7 @@ class Connection(asyncio.Protocol):
         "_unsent",
         "deadline",
         "idle_since",
+        "idle_until",
         "served",
     )
 
@@ -66,7 +67,8 @@ class Connection(asyncio.Protocol):
         self._unsent: tuple[bytes, ...] = ()
         #: when the call in progress fails, on the pool's clock
         self.deadline = _NEVER
-        self.idle_since = 0.0
+        #: since when it waits for a call, and until when it may
+        self.idle_since = self.idle_until = 0.0
         #: calls completed so far
         self.served = 0
 

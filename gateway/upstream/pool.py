@@ -124,7 +124,7 @@ class Pool:
         for place, connection in enumerate(list(idle)):  # the longest idle come first
             idle_s = now - connection.idle_since
             if (
-                idle_s >= self._keep_s(connection)
+                now >= connection.idle_until
                 or (place < over_min and idle_s >= self._idle_s)
                 or (place < over_max and idle_s >= _EXCESS_S)
             ):
@@ -174,7 +174,10 @@ class Pool:
             if self._closing:
                 connection.close()
             else:
-                connection.idle_since = self._clock()
+                now = self._clock()
+                connection.idle_since = now
+                announced = connection.keep_alive_s
+                connection.idle_until = now + (self._idle_s if announced is None else self._keep_s(announced))
                 self._idle.append(connection)
         if self._drained is not None:
             self._check_drained()
@@ -193,16 +196,13 @@ class Pool:
         while idle:
             connection = idle.pop()
             if connection.usable:
-                if now - connection.idle_since < self._keep_s(connection):
+                if now < connection.idle_until:
                     return connection
                 connection.close()
         return None
 
-    def _keep_s(self, connection: Connection) -> float:
-        """How long this connection may idle at most."""
-        announced_s = connection.keep_alive_s
-        if announced_s is None:
-            return self._idle_s
+    def _keep_s(self, announced_s: float) -> float:
+        """How long a connection may idle at most whose server keeps it so long."""
         return min(max(announced_s - _MARGIN_S, 0.0), max(_LONGEST_IDLE_S, self._idle_s))
 
     def _make_connection(self) -> Connection:

@@ -31,9 +31,6 @@ class StubTransport:
 
     abort = close
 
-    def write(self, data: bytes) -> None:
-        self.written.append(data)
-
     def writelines(self, parts: tuple[bytes, ...]) -> None:
         self.written.extend(parts)
 
@@ -55,6 +52,9 @@ class StubOwner:
     def __init__(self) -> None:
         self.finishes: list[bool] = []
         self.is_gone = False
+
+    def to_send(self, connection: Connection) -> None:
+        connection.send()
 
     def finished(self, connection: Connection, reusable: bool) -> None:
         self.finishes.append(reusable)
