@@ -27,7 +27,7 @@ BACKEND_KEY = "sk-backend-0f4c1d"
 CLIENT_KEY = "sk-client-77aa01"
 KEY_ENV = "PENSTOCK_CONFORMANCE_BACKEND_KEY"
 ALIAS = "gpt-4o-mini"
-ANTHROPIC_ALIAS = "claude-sonnet-4-5"
+ANTHROPIC_ALIAS = "claude-local"
 DEAD = "dead-model"
 SLASHED = "org/Slashed-7B"
 

@@ -38,21 +38,24 @@ class Rogue:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._open: set[socket.socket] = set()
-        self._closed = False
+        self._thread = threading.Thread(target=self._accept, daemon=True)
 
     def __enter__(self) -> Rogue:
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closed = True
+        # woken and gone before the socket is closed: its number may be another's a moment later
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
         self._listener.close()
         for sock in list(self._open):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
-        while not self._closed:
+        while True:
             try:
                 sock, _ = self._listener.accept()
             except OSError:
@@ -62,15 +65,19 @@ class Rogue:
             threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
     def _serve(self, sock: socket.socket) -> None:
-        with sock, contextlib.suppress(OSError):
-            while request := _read_request(sock):
-                if re.match(rb"GET /(health|metrics|load|version)\b", request):
-                    sock.sendall(HEALTHY)
-                    continue
-                self.received.append(request)
-                if not self._answer(sock):
-                    return
-        self._open.discard(sock)
+        with sock:
+            try:
+                while request := _read_request(sock):
+                    if re.match(rb"GET /(health|metrics|load|version)\b", request):
+                        sock.sendall(HEALTHY)
+                        continue
+                    self.received.append(request)
+                    if not self._answer(sock):
+                        return
+            except OSError:
+                return
+            finally:
+                self._open.discard(sock)
 
     def _answer(self, sock: socket.socket) -> bool:
         """Plays the script; whether the connection may serve another request."""

@@ -2,7 +2,8 @@
 
 Strategy: with what the backend really received and really answered at hand, "the client got the backend's answer, byte
 for byte" needs no deterministic backend; the same assertion holds before a simulator and before a real vLLM. One thread
-per direction, for a test's few connections. A reset from either side is passed on as a reset.
+per direction, for a test's few connections. A reset from either side is passed on as a reset. A socket is closed when
+no thread can be using it any more: its number may be another's a moment later.
 """
 
 from __future__ import annotations
@@ -112,14 +113,15 @@ class Tap:
         self._exchanges: list[Exchange] = []
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self._closed = False
+        self._thread = threading.Thread(target=self._accept, daemon=True)
 
     def __enter__(self) -> Tap:
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closed = True
+        _shut(self._listener, socket.SHUT_RDWR)
+        self._thread.join()
         self._listener.close()
         for sock in list(self._open):
             _shut(sock, socket.SHUT_RDWR)
@@ -147,7 +149,7 @@ class Tap:
         return wait_until(found, 20, f"an exchange with the backend for {request_id}") or Exchange()
 
     def _accept(self) -> None:
-        while not self._closed:
+        while True:
             try:
                 client, _ = self._listener.accept()
             except OSError:
@@ -156,15 +158,28 @@ class Tap:
                 backend = socket.create_connection(self._backend, timeout=10)
             except OSError:
                 _abort(client)
+                client.close()
                 continue
             backend.settimeout(None)
             connection = _Connection(self)
             for sock in (client, backend):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._open.add(sock)
-            for source, sink, response in ((client, backend, False), (backend, client, True)):
-                side = _Side(connection, response=response)
-                threading.Thread(target=self._pump, args=(source, sink, side), daemon=True).start()
+            pumps = [
+                threading.Thread(target=self._pump, args=(source, sink, _Side(connection, response=answers)))
+                for source, sink, answers in ((client, backend, False), (backend, client, True))
+            ]
+            threading.Thread(target=self._until_over, args=(pumps, client, backend), daemon=True).start()
+
+    def _until_over(self, pumps: list[threading.Thread], *sockets: socket.socket) -> None:
+        for pump in pumps:
+            pump.daemon = True
+            pump.start()
+        for pump in pumps:
+            pump.join()
+        for sock in sockets:
+            self._open.discard(sock)
+            sock.close()
 
     def _pump(self, source: socket.socket, sink: socket.socket, side: _Side) -> None:
         while True:
@@ -182,7 +197,6 @@ class Tap:
             except OSError:
                 _abort(source)
                 break
-        self._open.discard(source)
 
 
 def _shut(sock: socket.socket, how: int) -> None:
@@ -191,11 +205,10 @@ def _shut(sock: socket.socket, how: int) -> None:
 
 
 def _abort(sock: socket.socket) -> None:
-    """Closes with a reset."""
+    """Makes its close a reset, and wakes whoever reads from it."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        _shut(sock, socket.SHUT_RD)
-        sock.close()
+    _shut(sock, socket.SHUT_RD)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 
+from ..support.procs import wait_until
 from .bodies import CALLING, MAX_TOKENS, TOOL_CHOICE, TOOLS, chat, completion, response
 from .target import Target
 
@@ -227,6 +228,9 @@ def test_a_conversation_goes_on_from_a_stored_response(target: Target) -> None:
 
 
 def test_a_response_nobody_stored_is_not_found(target: Target) -> None:
+    path = "/v1/responses/resp_0123456789abcdef"
+    # a backend that refuses might have it, until the probes have found it dead
+    wait_until(lambda: target.ask("GET", path).status != 502, 30, "the probes' verdict on the dead models")
     with pytest.raises(openai.NotFoundError) as caught:
         target.openai().responses.retrieve("resp_0123456789abcdef")
     assert isinstance(caught.value.body, dict)

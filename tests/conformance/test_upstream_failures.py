@@ -316,6 +316,25 @@ def test_a_port_nobody_listens_on_becomes_503() -> None:
         assert httpx.get(running.url + "/health", trust_env=False).status_code == 200
 
 
+def test_a_response_is_looked_for_past_a_backend_that_fails() -> None:
+    """Ids that this gateway never saw, as after a restart: a dead backend must not hide what a live one has."""
+    dead = f"http://127.0.0.1:{free_port()}"
+    with simulator() as one, rogue(reply(b'{"detail":"Not Found"}', status=b"404 Not Found")) as plain:
+        made = httpx.post(
+            f"{one.url}/v1/responses", json={"model": "m", "input": "x", "store": True}, trust_env=False
+        )
+        ident = made.json()["id"]
+        config = one_model(dead, plain.url, one.url) | {"health": {"fall": 100}}
+        with gateway(config) as running:
+            for _ in range(3):
+                found = httpx.get(f"{running.url}/v1/responses/{ident}", trust_env=False)
+                assert found.status_code == 200, found.text
+                assert found.json()["id"] == ident
+        with gateway(one_model(plain.url, one.url)) as running:
+            missing = httpx.get(f"{running.url}/v1/responses/resp_0", trust_env=False)
+            assert_error(missing, 404)
+
+
 def test_a_stored_response_is_asked_of_the_backend_that_has_it() -> None:
     """Whichever worker the question comes to, and however often."""
     with (
