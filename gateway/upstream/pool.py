@@ -26,6 +26,8 @@ from .origin import Origin
 
 _NEVER = float("inf")
 _LONGEST_IDLE_S = 60.0
+#: with fewer calls in progress a request is written at once: a turn of the loop would only delay it
+_FEW = 4
 #: how much earlier than its server we let go of a connection
 _MARGIN_S = 1.0
 #: how long there may be more than ``max_idle``
@@ -155,8 +157,11 @@ class Pool:
     # -- told by connections -----------------------------------------------------------------------
 
     def to_send(self, connection: Connection) -> None:
-        # All requests of one turn of the loop are written together: a system call between two of them costs
-        # the second one warm caches and branch predictions, which is more than the call itself.
+        # Under load all requests of one turn of the loop are written together: a system call between two of them
+        # costs the second one warm caches and branch predictions, which is more than the call itself.
+        if len(self._active) < _FEW:
+            connection.send()
+            return
         if not self._unsent:
             self._loop.call_soon(self._send)
         self._unsent.append(connection)
