@@ -70,24 +70,22 @@ class Exchange(Life):
 
     # ---- Out and StreamOut
 
-    def respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
-        """Send a whole response. A status outside 200–599 would kill the worker, so it is a bug to pass one."""
-        if not 200 <= status <= 599:
+    def _begin(self, status: int, headers: list[tuple[str, str]]) -> None:
+        if not 200 <= status <= 599:  # the server host would panic and take the worker along
             raise ValueError(f"status {status}")
         if self._worker.draining:
             headers.append(("connection", "close"))
         self.first_ns = perf_counter_ns()
         self.status = status
+
+    def respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        """Send a whole response; ValueError for a status outside 200–599."""
+        self._begin(status, headers)
         self._proto.response_bytes(status, headers, body)
 
     def stream(self, status: int, headers: list[tuple[str, str]]) -> Exchange:
         """Begin a response whose body follows by ``send``."""
-        if not 200 <= status <= 599:
-            raise ValueError(f"status {status}")
-        if self._worker.draining:
-            headers.append(("connection", "close"))
-        self.first_ns = perf_counter_ns()
-        self.status = status
+        self._begin(status, headers)
         self._tls = self._scope.scheme == "https"
         self._transport = self._proto.response_stream(status, headers)
         return self
