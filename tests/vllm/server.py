@@ -29,6 +29,8 @@ _ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
+    # the first request with log probabilities would wait for a compiler, a minute on a busy machine
+    "TORCHDYNAMO_DISABLE": "1",
     # kept in the server's memory for ever, which a test can afford
     "VLLM_ENABLE_RESPONSES_API_STORE": "1",
 }
