@@ -54,8 +54,8 @@ tools: install
 run: install
 	@exec $(BIN)/penstock serve $(if $(CONFIG),-c $(CONFIG)) $(ARGS)
 
-test: install
-	$(PYTEST) $(ARGS)
+test: check
+	$(PYTEST) --ignore=tests/packaging $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check $(PYTHON_FILES)
@@ -64,7 +64,7 @@ lint: install
 	$(BIN)/lint-imports --no-cache
 
 check: lint
-	$(PYTEST) tests/packaging --deselect tests/packaging/test_gates.py
+	$(PYTEST) tests/packaging
 
 test-deep: install
 	HYPOTHESIS_PROFILE=deep $(PYTEST) -o timeout=7200 tests/unit tests/integration tests/conformance $(ARGS)
