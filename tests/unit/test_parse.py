@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from penstock.gateway.endpoints import ENDPOINTS
 from penstock.gateway.errors import Fault, Kind
-from penstock.gateway.parse import LARGE_BODY_BYTES, Parser
+from penstock.gateway.parse import LARGE_BODY_BYTES, MANY_CONTAINERS, Parser
 from penstock.gateway.schema import Routed
 
 from .requests import CHAT, SMALLEST, chat, form, parsed, raw
@@ -334,3 +334,9 @@ def test_the_fields_of_a_large_file_are_found_without_copying_it() -> None:
         tracemalloc.stop()
     assert request.model == "m"
     assert peak < len(body) // 4
+
+
+@pytest.mark.parametrize(("count", "built"), [(MANY_CONTAINERS - 1000, True), (MANY_CONTAINERS + 1, False)])
+def test_a_body_of_very_many_objects_is_read_like_a_large_one(count: int, built: bool) -> None:
+    body = b'{"model":"m","input":"x","more":[' + b",".join([b"[]"] * count) + b"]}"
+    assert (Parser().parse(ENDPOINTS["/v1/embeddings"], raw(body)).fields is not None) is built
