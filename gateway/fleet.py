@@ -27,7 +27,19 @@ _KEY_HEADS = 4096
 class Backend:
     """One server of one model; ``index`` is its column in the tally and its row in the backend table."""
 
-    __slots__ = ("_heads", "_secret", "identity", "index", "key", "name", "origin", "pool", "up", "weight")
+    __slots__ = (
+        "_heads",
+        "_secret",
+        "identity",
+        "index",
+        "key",
+        "name",
+        "origin",
+        "pool",
+        "shunned_until",
+        "up",
+        "weight",
+    )
 
     def __init__(
         self, index: int, config: BackendConfig, identity: str, secret: str | None, pool: Pool, key: object
@@ -40,6 +52,8 @@ class Backend:
         self.pool = pool
         self.key = key
         self.up = True
+        #: other backends come first until then (s, the worker's clock)
+        self.shunned_until = 0.0
         self._secret = secret
         self._heads: dict[tuple[str, str], str] = {}
 

@@ -30,7 +30,8 @@ from .policies.least_connections import least_connections
 from .raw import Out, RawRequest
 from .relay import UNKNOWN_LIMIT_BYTES, Relay
 from .respond import HeaderTable, is_event_stream
-from .retry import Again, RetryBudget, after_fault, after_status
+from .retry import NEVER_OPENED, SHUN_S, Again, RetryBudget, after_fault, after_status
+from .seldom import Seldom
 from .sticky import Sticky
 from .upstream.call import Call
 from .upstream.fault import BodyTooLarge, UpstreamFault
@@ -86,6 +87,7 @@ class Pipeline:
         self._loop = loop
         self._clock = clock
         self._budget = RetryBudget()
+        self._seldom = Seldom()
         self._turn = 0
         self._others: dict[int, int] = {}
         self._others_at = -1.0
@@ -189,7 +191,10 @@ class Pipeline:
         if len(model.backends) == 1 and not tried:
             only = model.backends[0]
             return only if only.up else None
+        now = self._clock()
         candidates = [b for b in model.backends if b.up and b not in tried]
+        # a backend that refuses answers fastest and would look the least busy of all
+        candidates = [b for b in candidates if b.shunned_until <= now] or candidates
         if len(candidates) <= 1:
             return candidates[0] if candidates else None
         self._turn += 1
@@ -251,14 +256,18 @@ class Pipeline:
                 call = await backend.pool.call(head, body, model.timeouts, total_started=started, fresh=fresh)
             except UpstreamFault as fault:
                 lease.settle()
+                if fault.kind in NEVER_OPENED:
+                    backend.shunned_until = self._clock() + SHUN_S
                 self._metrics.count(UPSTREAM_FAULTS, model.name, backend.name, fault.kind.value)
                 other = self._choose(model, (*tried, backend)) if pinned is None else None
                 again = after_fault(fault, attempt, other is not None, budget)
                 if again is Again.NO:
-                    log.warning(
-                        "upstream_failed model=%s backend=%s attempt=%d cause=%s",
-                        *(model.name, backend.name, attempt, fault),
-                    )
+                    more = self._seldom.due(("failed", backend.name, fault.kind), self._clock())
+                    if more is not None:
+                        log.warning(
+                            "upstream_failed model=%s backend=%s attempt=%d cause=%s request_id=%s more=%d",
+                            *(model.name, backend.name, attempt, fault, raw.request_id, more),
+                        )
                     raise fault_of(fault) from None
                 cause = "stale_connection" if fault.stale else fault.kind.value
             except BaseException:
@@ -275,10 +284,12 @@ class Pipeline:
                 again, cause = Again.ELSEWHERE, str(call.status)
             finally:
                 life.upstream_ns += perf_counter_ns() - began
-            log.info(
-                "upstream_retry model=%s backend=%s attempt=%d cause=%s",
-                *(model.name, backend.name, attempt, cause),
-            )
+            more = self._seldom.due(("retry", backend.name, cause), self._clock())
+            if more is not None:
+                log.info(
+                    "upstream_retry model=%s backend=%s attempt=%d cause=%s request_id=%s more=%d",
+                    *(model.name, backend.name, attempt, cause, raw.request_id, more),
+                )
             self._metrics.count(RETRIES, model.name, cause)
             fresh = again is Again.SAME_FRESH
             if not fresh:

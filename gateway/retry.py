@@ -14,7 +14,11 @@ from .upstream.fault import FaultKind, UpstreamFault
 #: No request makes more upstream attempts than this, whatever the budget.
 MAX_ATTEMPTS = 3
 
-_NEVER_OPENED = frozenset(
+#: After a connection that never opened, other backends come first for so long (s); probes say the rest.
+SHUN_S = 1.0
+
+#: Faults after which the backend cannot have seen the request.
+NEVER_OPENED = frozenset(
     {FaultKind.CONNECT_FAILED, FaultKind.CONNECT_TIMEOUT, FaultKind.DNS_FAILED, FaultKind.TLS_FAILED}
 )
 
@@ -60,7 +64,7 @@ def after_fault(fault: UpstreamFault, attempt: int, others: bool, budget: RetryB
         return Again.NO
     if fault.stale:
         return Again.ELSEWHERE if others else Again.SAME_FRESH
-    if fault.kind in _NEVER_OPENED and others and budget.withdraw():
+    if fault.kind in NEVER_OPENED and others and budget.withdraw():
         return Again.ELSEWHERE
     return Again.NO
 

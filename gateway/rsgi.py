@@ -19,6 +19,7 @@ from .exchange import Exchange
 from .metrics import ADDED, DURATION, Observe
 from .models import list_models, show_model
 from .raw import ClientGone, RawRequest
+from .seldom import Seldom
 from .worker import Worker
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class App:
         self._admin = admin
         self._loop = worker.loop
         self._watch = worker.watch
+        self._seldom = Seldom()
         self._metrics = worker.metrics
         self._observers: dict[Endpoint, tuple[Observe, Observe]] = {}
 
@@ -86,10 +88,12 @@ class App:
         words = WORDS[exchange.dialect]
         if exchange.begun:
             relay = exchange.relay
-            log.warning(
-                "stream_failed model=%s cause=%s request_id=%s",
-                *(exchange.model, fault.kind.value, exchange.request_id),
-            )
+            more = self._seldom.due((exchange.model, fault.kind), self.worker.clock())
+            if more is not None:
+                log.warning(
+                    "stream_failed model=%s cause=%s request_id=%s more=%d",
+                    *(exchange.model, fault.kind.value, exchange.request_id, more),
+                )
             if relay is None or not relay.events:
                 return  # a body of known length: ending it short is all that can be said
             broken = b"" if relay.last.endswith((b"\n\n", b"\r\n\r\n")) else b"\n\n"

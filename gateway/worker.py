@@ -154,7 +154,7 @@ class Worker:
             up = state.health != DOWN
             if up is not backend.up:
                 backend.up = up
-                log.info("backend_%s backend=%s", "up" if up else "down", backend.name)
+                log.debug("backend_%s backend=%s", "up" if up else "down", backend.name)
 
     def swap(self, published: Published) -> None:
         """Take a new configuration; requests in flight finish on what they began with."""
