@@ -1,6 +1,7 @@
 """What outlives every worker is made whole or not at all."""
 
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,12 +17,12 @@ from ..support.procs import free_port
 
 
 @pytest.fixture(autouse=True)
-def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    folder = tmp_path / "base"
-    folder.mkdir()
-    monkeypatch.setattr(rundir, "base", lambda: folder)
-    yield folder
-    assert list(folder.iterdir()) == []
+def base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:  # a socket's path has 107 bytes: pytest's own folders are too long
+        folder = Path(name)
+        monkeypatch.setattr(rundir, "base", lambda: folder)
+        yield folder
+        assert list(folder.iterdir()) == []
 
 
 def _config(port: int | None = None, admin: int | None = None, uds: str | None = None) -> Config:
