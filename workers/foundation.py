@@ -3,15 +3,11 @@
 Strategy: the supervisor makes all of it before the first fork and keeps it until the last child is gone, so a
 dead worker's accept queue waits for its successor and nothing is refused. Each worker has its own TCP listener
 (SO_REUSEPORT: one shared by all balances badly); the Unix path has one for all.
-
-SO_REUSEPORT would let a second gateway share the port in silence; an abstract Unix socket named after the
-address prevents that, and dies with the supervisor, so that a start is possible while orphans still drain.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import socket
@@ -21,6 +17,7 @@ from ..cache.layout import Geometry
 from ..cache.segment import NoRoom, Segment, process_start
 from ..gateway.config import MAX_BACKENDS, MAX_MODELS, Config
 from . import rundir, store
+from .guard import Taken, guard
 from .listeners import listen_tcp, listen_unix
 
 log = logging.getLogger(__name__)
@@ -74,13 +71,14 @@ class Foundation:
         self._undo.close()
 
     def _guard(self, host: str, port: int, fix: str) -> None:
-        guard = self._keep(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         try:
-            guard.bind(f"\0penstock:{host}:{port}")
+            self._keep(guard(host, port))
+        except Taken as fault:
+            raise CannotStart(
+                f"a gateway already runs on {fault.address}:{port}; stop it, or {fix}"
+            ) from None
         except OSError as fault:
-            if fault.errno != errno.EADDRINUSE:
-                raise CannotStart(f"cannot guard {host}:{port}: {fault.strerror}") from None
-            raise CannotStart(f"a gateway already runs on {host}:{port}; stop it, or {fix}") from None
+            raise CannotStart(f"cannot guard {host}:{port}: {fault.strerror}") from None
 
     def _bind(self, config: Config, workers: int) -> None:
         listen, admin = config.listen, config.admin

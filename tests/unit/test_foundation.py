@@ -18,17 +18,21 @@ from ..support.procs import free_port
 
 @pytest.fixture(autouse=True)
 def base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as name:  # a socket's path has 107 bytes: pytest's own folders are too long
+    with (
+        tempfile.TemporaryDirectory() as name
+    ):  # a socket's path has 107 bytes: pytest's own folders are too long
         folder = Path(name)
         monkeypatch.setattr(rundir, "base", lambda: folder)
         yield folder
         assert list(folder.iterdir()) == []
 
 
-def _config(port: int | None = None, admin: int | None = None, uds: str | None = None) -> Config:
+def _config(
+    port: int | None = None, admin: int | None = None, uds: str | None = None, host: str = "127.0.0.1"
+) -> Config:
     return Config(
         models={"m": Model(backends=(Backend(url="http://a"),))},
-        listen=Listen(host="127.0.0.1", port=port or free_port(), uds=uds),
+        listen=Listen(host=host, port=port or free_port(), uds=uds),
         admin=Admin(port=admin or free_port()),
     )
 
@@ -54,6 +58,26 @@ def test_a_port_that_a_gateway_has_is_refused_although_the_kernel_would_share_it
             Foundation.lay(other, tmp_path / "b.yaml", 1)
     first.remove()
     Foundation.lay(config, tmp_path / "a.yaml", 1).remove()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("127.0.0.1", "localhost"), ("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "::")],
+)
+def test_a_port_is_one_gateways_however_its_address_is_spelt(tmp_path: Path, first: str, second: str) -> None:
+    port = free_port()
+    held = Foundation.lay(_config(port=port, host=first), tmp_path / "a.yaml", 1)
+    with pytest.raises(CannotStart, match=f"a gateway already runs on {first}:{port}"):
+        Foundation.lay(_config(port=port, host=second), tmp_path / "b.yaml", 1)
+    held.remove()
+
+
+def test_two_specific_addresses_have_the_same_port_side_by_side(tmp_path: Path) -> None:
+    port = free_port()
+    one = Foundation.lay(_config(port=port), tmp_path / "a.yaml", 1)
+    other = Foundation.lay(_config(port=port, host="127.0.0.2"), tmp_path / "a.yaml", 1)
+    one.remove()
+    other.remove()
 
 
 def test_a_unix_path_that_somebody_listens_on_is_refused_and_a_stale_one_replaced(tmp_path: Path) -> None:
