@@ -139,7 +139,8 @@ class Gateway:
         self._port, self._admin_port = free_port(), free_port()
         cores = list(cores)
         config = {
-            "listen": {"host": "127.0.0.1", "port": self._port},
+            # less than the default, so that 5,000 streams fit into 20,000 descriptors
+            "listen": {"host": "127.0.0.1", "port": self._port, "max_connections": 12_000},
             "admin": {"host": "127.0.0.1", "port": self._admin_port},
             "workers": {"count": len(cores), "cores": cores, "drain_delay_s": 0},
             "log": {"level": level},
