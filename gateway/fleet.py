@@ -47,7 +47,7 @@ class Backend:
         self.index = index
         self.identity = identity
         self.origin = Origin.parse(config.url)
-        self.name = self.origin.uds or f"{self.origin.host}:{self.origin.port}"
+        self.name = self.origin.name
         self.weight = config.weight
         self.pool = pool
         self.key = key

@@ -113,8 +113,8 @@ class Controller:
             pause_s = self._published.config.health.interval_s - (loop.time() - began)
             await asyncio.sleep(max(0.0, pause_s))
 
-    def _probed(self, url: str, success: bool) -> None:
-        self._metrics.count(scrape.PROBES, url, "success" if success else "failure")
+    def _probed(self, backend: str, success: bool) -> None:
+        self._metrics.count(scrape.PROBES, backend, "success" if success else "failure")
 
     async def _reloading(self) -> None:
         while True:

@@ -19,6 +19,7 @@ import httpx
 
 from ..cache.table import DOWN, UNKNOWN, UP, BackendState, BackendTable
 from ..gateway.config import Backend, BackendTls, Health, Published
+from ..gateway.upstream.origin import Origin
 from . import store
 
 log = logging.getLogger(__name__)
@@ -55,12 +56,13 @@ class _Target:
 
     client: httpx.AsyncClient
     url: str
+    name: str
     verdict: Verdict = field(default_factory=Verdict)
     rows: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
 class Prober:
-    """Probes what the current generation names. `observe` is told each outcome: backend URL, success."""
+    """Probes what the current generation names. `observe` is told each outcome: backend's name, success."""
 
     def __init__(
         self,
@@ -106,7 +108,7 @@ class Prober:
         base = "http://localhost" if backend.url.startswith("unix:") else backend.url.rstrip("/")
         known = old.get(key)
         if known is not None:
-            return _Target(known.client, base, known.verdict)
+            return _Target(known.client, base, known.name, known.verdict)
         verify: ssl.SSLContext | bool = True
         if backend.tls is not None and backend.tls.insecure:
             verify = False
@@ -115,7 +117,8 @@ class Prober:
         uds = backend.url.removeprefix("unix://") if backend.url.startswith("unix:") else None
         limits = httpx.Limits(max_keepalive_connections=0)
         transport = httpx.AsyncHTTPTransport(uds=uds, verify=verify, limits=limits)
-        return _Target(httpx.AsyncClient(transport=transport, trust_env=False), base)
+        client = httpx.AsyncClient(transport=transport, trust_env=False)
+        return _Target(client, base, Origin.parse(backend.url).name)
 
     async def round(self) -> None:
         """Probe all once and write what changed. Raises nothing a backend could cause."""
@@ -126,9 +129,9 @@ class Prober:
                 continue  # replaced meanwhile by a reload
             before = target.verdict.health
             after = target.verdict.note(success, self._health)
-            self._observe(key.url, success)
+            self._observe(target.name, success)
             if after != before:
-                log.info("backend_health backend=%s health=%s", key.url, ("unknown", "up", "down")[after])
+                log.info("backend_health backend=%s health=%s", target.name, ("unknown", "up", "down")[after])
             self._write(target)
 
     async def _probe(self, key: _Key, target: _Target) -> bool:
@@ -145,7 +148,7 @@ class Prober:
                     target.url + self._health.path, headers=headers, extensions=extensions, timeout=None
                 )
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as fault:
-            log.debug("probe_failed backend=%s: %s", key.url, fault or type(fault).__name__)
+            log.debug("probe_failed backend=%s: %s", target.name, fault or type(fault).__name__)
             return False
         return answer.is_success
 

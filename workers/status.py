@@ -19,6 +19,7 @@ from ..cache.segment import Segment
 from ..cache.slots import SlotInfo, read_slot
 from ..cache.table import UP
 from ..gateway.config import Published
+from ..gateway.upstream.origin import Origin
 from . import store
 
 _HEALTH = ("unknown", "up", "down")
@@ -75,10 +76,14 @@ class Status:
             "penstock_inflight_requests", "Requests at a backend now.", labels=["model", "backend"]
         )
         up = GaugeMetricFamily("penstock_backend_up", "1 when probes succeed.", labels=["model", "backend"])
+        # Two URLs of one model may differ in what their name leaves out: one series, and up when all are.
+        columns: dict[tuple[str, str], list[int]] = {}
         for key, index in published.indices.items():
-            labels = key.split("\n", 1)
-            inflight.add_metric(labels, self._tally.inflight(index))
-            up.add_metric(labels, self._health_of(index) == UP)
+            model, _, url = key.partition("\n")
+            columns.setdefault((model, Origin.parse(url).name), []).append(index)
+        for labels, shared in columns.items():
+            inflight.add_metric(labels, sum(map(self._tally.inflight, shared)))
+            up.add_metric(labels, all(self._health_of(index) == UP for index in shared))
         running = GaugeMetricFamily("penstock_running_requests", "Requests admitted now.", labels=["model"])
         queued = GaugeMetricFamily(
             "penstock_queued_requests", "Requests that wait for a place now.", labels=["model"]

@@ -29,6 +29,14 @@ class Origin:
     host_header: str
     base_path: str
 
+    @property
+    def name(self) -> str:
+        """What labels and logs call it: ``host:port``, or the socket's path."""
+        if self.uds is not None:
+            return self.uds
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
     @classmethod
     def parse(cls, url: str) -> Origin:
         """Read ``http://host[:port][/base]``, ``https://…`` or ``unix:///path/of.sock``.

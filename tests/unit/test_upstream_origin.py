@@ -62,3 +62,15 @@ def test_a_backend_url_is_taken_apart(url: str, expected: tuple[str, str, int, s
 def test_anything_else_is_refused_in_words(url: str) -> None:
     with pytest.raises(ValueError, match=r"a backend URL|a Unix socket|the port of"):
         Origin.parse(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://vllm/base", "vllm:443"),
+        ("http://[::1]:8000", "[::1]:8000"),
+        ("unix:///run/vllm.sock", "/run/vllm.sock"),
+    ],
+)
+def test_a_backend_is_called_by_its_address(url: str, name: str) -> None:
+    assert Origin.parse(url).name == name
