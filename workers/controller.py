@@ -4,8 +4,7 @@ Strategy: one process that keeps nothing of its own: verdicts are in the backend
 file, counts in the segment. Kill it, and the next goes on where it was. It is the only writer of the backend table
 and, after the first generation, of the configuration.
 
-A reload is whole or not at all: read, checked, written, then its number published. What changed but needs a rolling
-restart or a new start to take effect is said in the log.
+A reload is whole or not at all: read, checked, written, then its number published.
 """
 
 from __future__ import annotations
@@ -148,10 +147,4 @@ class Controller:
         self._segment.publish_generation(published.generation, digest)
         logs.set_level(config.log.level)
         log.info("config_published generation=%d changed=%s", published.generation, ",".join(paths))
-        restart = store.needing(paths, store.RESTART)
-        roll = [path for path in store.needing(paths, store.ROLL) if path not in restart]
-        if restart:
-            log.warning("config_needs_start keys=%s: stop and start the gateway to apply", ",".join(restart))
-        if roll:
-            log.warning("config_needs_roll keys=%s: `penstock restart` applies them", ",".join(roll))
         return "loaded"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from ..gateway.config import Config
 from .backoff import Backoff
 
 
@@ -22,13 +23,14 @@ class Part(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Child:
-    """One process. pipe: the read end of what it says; kill_at_s: when to lose patience."""
+    """One process. pipe: the read end of what it says; kill_at_s: when to lose patience; config: at its start."""
 
     pid: int
     pipe: int
     part: Part
     ready: bool = False
     kill_at_s: float | None = None
+    config: Config | None = None
 
 
 @dataclass(slots=True, eq=False)

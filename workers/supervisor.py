@@ -159,6 +159,9 @@ class Supervisor:
             environ=self._environ,
         )
 
+        # taken before the fork: were a reload to come between, the worker would only be newer than is said
+        config = self._current()
+
         def main() -> int:
             if index is None:
                 return run_controller(mine, self._source, self._plan.control)
@@ -173,7 +176,7 @@ class Supervisor:
             return
         finally:
             os.close(said)
-        one = Child(pid, heard, part, kill_at_s=time.monotonic() + START_S)
+        one = Child(pid, heard, part, kill_at_s=time.monotonic() + START_S, config=config)
         seat.children.append(one)
         self._selector.register(heard, selectors.EVENT_READ, (seat, one))
         log.info("process_started name=%s pid=%d", seat.name, pid)
@@ -192,7 +195,9 @@ class Supervisor:
             self._ready(seat, one)
         if RELOADED in words:
             self._reload_wanted = False
-            logs.set_level(self._current().log.level)
+            current = self._current()
+            logs.set_level(current.log.level)
+            self._say_pending(current)
         if LEAVING in words and one.part is Part.HOLDER and not self._stopping:
             # told to by somebody else; who takes its connections must not wait until it has left
             log.info("process_leaves name=%s pid=%d", seat.name, one.pid)
@@ -216,6 +221,18 @@ class Supervisor:
             self._announced = True
             log.info("gateway_ready workers=%d", len(self._workers))
             self._on_ready()
+
+    def _say_pending(self, current: Config) -> None:
+        """Name the keys whose value in the file is not the one in use: at every reload, until they agree."""
+        restart = store.needing(store.changed(self._config, current), store.RESTART)
+        stay = [one for seat in self._workers for one in seat.children if one.part is not Part.LEAVING]
+        stale = {path for one in stay for path in store.changed(one.config or current, current)}
+        # what only a start applies is not had by a roll, whatever a worker began with
+        roll = sorted(set(store.needing(stale, store.ROLL)) - set(store.needing(stale, store.RESTART)))
+        if restart:
+            log.warning("config_needs_start keys=%s: stop and start the gateway to apply", ",".join(restart))
+        if roll:
+            log.warning("config_needs_roll keys=%s: `penstock restart` applies them", ",".join(roll))
 
     def _current(self) -> Config:
         try:

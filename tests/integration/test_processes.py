@@ -244,6 +244,40 @@ def test_keys_that_need_more_than_a_reload_are_named(gate: Gateway) -> None:
     assert "config_needs_roll keys=workers.drain_timeout_s:" in gate.log()
 
 
+def test_what_a_reload_could_not_apply_is_named_again_until_it_agrees_with_what_runs(gate: Gateway) -> None:
+    original = gate.config
+    moved = {**original["admin"], "port": free_port()}
+
+    def reload(outcome: str, count: int, config: dict[str, Any]) -> None:
+        gate.write(config)
+        gate.reload()
+        wait_until(lambda: _reloads(gate, outcome) == count, what="the reload")
+
+    def named(key: str, log: str) -> bool:
+        return f" keys={key}:" in log
+
+    slow = {**original["listen"], "keep_alive_s": 9}
+    reload("loaded", 1, {**original, "admin": moved, "listen": slow})
+    wait_until(
+        lambda: named("admin.port", gate.log()) and named("listen.keep_alive_s", gate.log()), what="both"
+    )
+    old = set(gate.worker_pids())
+    gate.proc.send(signal.SIGUSR2)
+    wait_until(lambda: len(gate.worker_pids()) == 2 and not old & set(gate.worker_pids()), what="a roll")
+
+    at = len(gate.log())
+    reload("unchanged", 1, gate.config)
+    wait_until(lambda: named("admin.port", gate.log()[at:]), what="the key that still needs a start")
+    assert not named("listen.keep_alive_s", gate.log()[at:])
+
+    at = len(gate.log())
+    reload("loaded", 2, {**original, "listen": slow, "log": {"level": "DEBUG"}})
+    reload("loaded", 3, {**original, "listen": slow, "health": {"fall": 7}, "admin": moved})
+    wait_until(lambda: named("admin.port", gate.log()[at:]), what="the key set again")
+    between = gate.log()[at:].partition("config_published generation=4")[0]
+    assert "config_needs" not in between
+
+
 def test_a_reload_asked_for_while_the_controller_is_replaced_is_not_forgotten(gate: Gateway) -> None:
     controller = gate.controller_pid()
     assert controller is not None
