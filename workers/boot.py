@@ -30,7 +30,7 @@ import uvloop
 
 from ..cache.segment import Segment, process_start
 from ..cache.slots import Slot, SlotTaken, claim
-from ..gateway.config import Published
+from ..gateway.config import Published, tls_fault
 from ..gateway.rsgi import App as RequestApp
 from ..gateway.worker import Worker
 from . import affinity, logs, store
@@ -46,6 +46,8 @@ READY = b"r"
 LEAVING = b"l"
 RELOADED = b"d"
 """What a child says through its pipe; the last is the controller's, whatever came of the reload."""
+UNUSABLE = 1
+"""The exit status of a worker that cannot serve what is configured."""
 TICK_S = 0.02
 SETTLE_S = 0.25
 """Time for handshakes under way to end and for new connections to send, before idle ones are closed."""
@@ -132,6 +134,12 @@ def run_worker(mine: Inheritance, app_factory: AppFactory = gateway_app) -> int:
     segment = Segment.attach(mine.segment_fd)
     published = store.read_current(mine.folder, segment)
     logs.set_level(published.config.log.level)
+    tls = published.config.listen.tls
+    # Files change after they were checked; Granian, given a bad pair, ends the process with a backtrace.
+    fault = tls_fault(tls) if tls else None
+    if tls and fault:
+        log.error("tls_unusable cert=%s key=%s: %s", tls.cert, tls.key, fault)
+        return UNUSABLE
     slot = _claim(segment, mine)
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)

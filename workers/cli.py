@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -150,21 +149,13 @@ def _greet(port: int) -> None:
 
 
 def _restart(file: Path | None, port: int | None) -> int:
-    from . import rundir
+    from .restart import CannotRestart, restart
 
-    wanted = os.path.realpath(file) if file is not None else None
-    found = [
-        owner
-        for _, owner in rundir.running(rundir.base())
-        if wanted in (None, owner.config) and port in (None, owner.port)
-    ]
-    if not found:
-        return _cannot(f"no gateway of this user runs {f'with {file}' if file else 'here'}")
-    if len(found) > 1:
-        ports = ", ".join(str(owner.port) for owner in found)
-        return _cannot(f"several gateways run, on ports {ports}; say which with --port")
-    os.kill(found[0].pid, signal.SIGUSR2)
-    print(f"rolling restart of the gateway on port {found[0].port} (supervisor {found[0].pid}) begun")
+    try:
+        owner = restart(file, port)
+    except CannotRestart as fault:
+        return _cannot(fault)
+    print(f"rolling restart of the gateway on port {owner.port} (supervisor {owner.pid}) begun")
     return 0
 
 

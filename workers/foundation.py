@@ -92,7 +92,9 @@ class Foundation:
     def _settle(self, config: Config, path: Path, workers: int) -> None:
         start = process_start(os.getpid())
         assert start is not None
-        owner = rundir.Owner(os.getpid(), start, os.path.realpath(path), config.listen.port)
+        owner = rundir.Owner(
+            os.getpid(), start, os.path.realpath(path), config.listen.port, os.path.abspath(path)
+        )
         base = rundir.base()
         try:
             self.folder = rundir.create(base, owner, config.listen.host, config.listen.uds)

@@ -23,12 +23,16 @@ _PREFIX = "penstock-"
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """What the file `owner` holds, as JSON. start: clock ticks since boot, see `process_start`."""
+    """What the file `owner` holds, as JSON. start: clock ticks since boot, see `process_start`.
+
+    config: the configuration's real path; file: its absolute path as given, which may lead elsewhere later.
+    """
 
     pid: int
     start: int
     config: str
     port: int
+    file: str
 
     @property
     def alive(self) -> bool:

@@ -1,6 +1,6 @@
 """Configuration: the Struct tree, reading and checking a file, its JSON Schema, its travelling form."""
 
-from .check import Machine, is_loopback
+from .check import Machine, is_loopback, tls_fault
 from .faults import ConfigError
 from .load import load, schema
 from .snapshot import Published, from_snapshot, pack, snapshot, unpack
@@ -55,5 +55,6 @@ __all__ = [
     "pack",
     "schema",
     "snapshot",
+    "tls_fault",
     "unpack",
 ]

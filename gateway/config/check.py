@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from .faults import ConfigError
-from .structs import MAX_BACKENDS, MAX_MODELS, Backend, Config, Model
+from .structs import MAX_BACKENDS, MAX_MODELS, Backend, Config, Model, Tls
 
 _SPARE_DESCRIPTORS = 128
 _MAX_SOCKET_PATH_BYTES = 107
@@ -28,11 +28,11 @@ class Machine:
     max_descriptors: int
 
     @classmethod
-    def here(cls) -> "Machine":
-        """The machine and limits of this process."""
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    def here(cls, pid: int = 0) -> "Machine":
+        """The machine and limits of a process, this one by default. Raises OSError for another user's."""
+        hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
         return cls(
-            cores=frozenset(os.sched_getaffinity(0)),
+            cores=frozenset(os.sched_getaffinity(pid)),
             max_descriptors=2**31 if hard == resource.RLIM_INFINITY else hard,
         )
 
@@ -52,6 +52,19 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def tls_fault(tls: Tls) -> str | None:
+    """Why the certificate and key, as they are on disk now, cannot be used; None when they can."""
+    try:
+        # An encrypted key would make OpenSSL ask the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.cert, tls.key, password=lambda: b"")
+    except (ValueError, OSError) as fault:  # ssl.SSLError is an OSError
+        reason = getattr(fault, "reason", None)
+        if reason is None and not isinstance(fault, ssl.SSLError):
+            reason = getattr(fault, "strerror", None)
+        return f"certificate and key do not load ({reason or 'not PEM, or encrypted'})"
+    return None
 
 
 def check(name: str, config: Config, environ: Mapping[str, str], machine: Machine) -> None:
@@ -105,17 +118,9 @@ class _Check:
         if listen.tls is not None:
             self._readable("$.listen.tls.cert", listen.tls.cert)
             self._readable("$.listen.tls.key", listen.tls.key)
-            try:
-                # An encrypted key would make OpenSSL ask the terminal.
-                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-                context.load_cert_chain(listen.tls.cert, listen.tls.key, password=lambda: b"")
-            except (ssl.SSLError, ValueError, OSError) as fault:
-                reason = getattr(fault, "reason", None) or "not PEM, or encrypted"
-                raise self._fail(
-                    "$.listen.tls",
-                    f"certificate and key do not load ({reason})",
-                    "check that the key is the cert's",
-                ) from None
+            fault = tls_fault(listen.tls)
+            if fault is not None:
+                raise self._fail("$.listen.tls", fault, "check that the key is the cert's")
 
     def _workers(self, config: Config) -> None:
         workers = config.workers

@@ -15,6 +15,7 @@ import pytest
 
 from ..support.gateway import Gateway, gateway, one_model
 from ..support.procs import Proc, console_script, free_port, is_running, run, wait_until
+from ..support.scripted import certificate
 
 DEAD = "http://127.0.0.1:9"
 """A backend nobody listens on; what is tested here needs none."""
@@ -297,6 +298,35 @@ def test_penstock_restart_replaces_every_worker(gate: Gateway) -> None:
     assert (status, str(gate.pid) in output) == (0, True)
     wait_until(lambda: len(gate.worker_pids()) == 2 and not old & set(gate.worker_pids()), what="new workers")
     assert gate.is_up()
+
+
+def test_a_certificate_that_broke_stops_a_restart_and_costs_a_worker_one_clear_line(tmp_path: Path) -> None:
+    pair = certificate(tmp_path, "127.0.0.1")
+    good = pair.read_text()
+    listen = {"tls": {"cert": str(pair), "key": str(pair)}}
+    with gateway(_config(listen=listen)) as gate:
+        (old,) = gate.worker_pids()
+        pair.write_text("broken")
+        status, output = run([console_script(), "restart", "-c", str(gate.file)])
+        assert status == 2
+        assert "$.listen.tls: certificate and key do not load" in output
+        assert len(output.splitlines()) == 1
+        assert gate.is_up()
+        assert "roll_asked" not in gate.log()
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda: "tls_unusable" in gate.log(), what="the line")
+        pair.write_text(good)
+        gate.wait_up()
+        assert "panicked" not in gate.log()
+        assert "Traceback" not in gate.log()
+
+
+def test_a_restart_is_checked_with_the_gateways_own_environment(tmp_path: Path) -> None:
+    backend = {"url": DEAD, "api_key_env": "BACKEND_KEY"}
+    config = {**_config(), "models": {"m": {"backends": [backend]}}}
+    with gateway(config, env={**os.environ, "BACKEND_KEY": "k"}) as gate:
+        assert run([console_script(), "restart", "-c", str(gate.file)])[0] == 0
+        wait_until(lambda: "roll_asked" in gate.log(), what="the signal")
 
 
 def test_a_worker_told_to_leave_by_somebody_else_gets_a_successor_at_once(gate: Gateway) -> None:

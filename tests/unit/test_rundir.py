@@ -12,7 +12,8 @@ from penstock.workers import rundir
 
 def _owner(pid: int | None = None, start: int | None = None, port: int = 8080) -> rundir.Owner:
     pid = os.getpid() if pid is None else pid
-    return rundir.Owner(pid, process_start(pid) or 0 if start is None else start, "/etc/penstock.yaml", port)
+    file = "/etc/penstock.yaml"
+    return rundir.Owner(pid, process_start(pid) or 0 if start is None else start, file, port, file)
 
 
 def test_a_run_directory_is_private_and_says_whose_it_is(tmp_path: Path) -> None:
