@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from .check import Machine, check
 from .faults import ConfigError
 from .shape import shape
 from .source import MAX_FILE_BYTES, parse
-from .structs import Config
+from .structs import Backend, Config, Tls
 
 
 def load(
@@ -25,13 +26,35 @@ def load(
 
     `environ` answers `${NAME}` and says whether the variables that hold secrets are set; their values are not
     read. `machine` is what the configuration is checked against, this one when absent. `name` is what errors
-    call the source. Raises ConfigError, whose text is one line.
+    call the source. Relative paths of certificates and keys in a file are taken from its folder. Raises
+    ConfigError, whose text is one line.
     """
     called = name or (str(source) if isinstance(source, Path) else "configuration")
     text = _read(called, source) if isinstance(source, Path) else source
     config = shape(called, parse(called, text), environ)
+    if isinstance(source, Path):
+        config = _rooted(config, source.absolute().parent)
     check(called, config, environ, machine or Machine.here())
     return config
+
+
+def _rooted(config: Config, folder: Path) -> Config:
+    """`config` with the paths of certificates and keys made absolute; a process may run anywhere."""
+    listen = config.listen
+    if listen.tls is not None:
+        tls = Tls(cert=str(folder / listen.tls.cert), key=str(folder / listen.tls.key))
+        listen = replace(listen, tls=tls)
+    models = {
+        name: replace(model, backends=tuple(_trusting(backend, folder) for backend in model.backends))
+        for name, model in config.models.items()
+    }
+    return replace(config, listen=listen, models=models)
+
+
+def _trusting(backend: Backend, folder: Path) -> Backend:
+    if backend.tls is None or backend.tls.ca is None:
+        return backend
+    return replace(backend, tls=replace(backend.tls, ca=str(folder / backend.tls.ca)))
 
 
 def _read(name: str, path: Path) -> str:

@@ -44,8 +44,20 @@ EnvName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 class Tls(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The certificate shown to clients."""
 
-    cert: Annotated[Env, Meta(description="PEM file with the certificate and its chain.")]
-    key: Annotated[Env, Meta(description="PEM file with the private key, not encrypted.")]
+    cert: Annotated[
+        Env,
+        Meta(
+            description="PEM file with the certificate and its chain; "
+            "a relative path starts at the configuration's folder."
+        ),
+    ]
+    key: Annotated[
+        Env,
+        Meta(
+            description="PEM file with the private key, not encrypted; "
+            "a relative path starts at the configuration's folder."
+        ),
+    ]
 
 
 class Listen(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -195,9 +207,13 @@ class UpstreamSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class BackendTls(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a backend's certificate is verified."""
 
-    ca: Annotated[Env | None, Meta(description="PEM file of trusted authorities. Absent: the system's.")] = (
-        None
-    )
+    ca: Annotated[
+        Env | None,
+        Meta(
+            description="PEM file of trusted authorities; a relative path starts at the configuration's folder. "
+            "Absent: the system's."
+        ),
+    ] = None
     insecure: Annotated[bool, Meta(description="Accept any certificate.")] = False
     server_name: Annotated[
         Annotated[str, Meta(min_length=1, max_length=253)] | None,

@@ -22,6 +22,8 @@ from penstock.gateway.config import (
 )
 from penstock.gateway.config.check import descriptors
 
+from ..support.scripted import certificate
+
 ROOMY = Machine(cores=frozenset(range(8)), max_descriptors=1_000_000)
 MODEL = "models:\n  m: {backends: [{url: http://h:1}]}\n"
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -261,6 +263,21 @@ def test_a_broken_file_is_refused_with_the_place_the_fault_and_the_likely_fix(te
     line = refusal(text)
     assert line.startswith(said)
     assert "; " in line
+
+
+def test_relative_paths_of_certificates_start_at_the_files_folder(tmp_path, monkeypatch):
+    pair = certificate(tmp_path, "h").name
+    file = tmp_path / "penstock.yaml"
+    file.write_text(
+        f"listen: {{tls: {{cert: {pair}, key: {tmp_path / pair}}}}}\n"
+        f"models:\n  m: {{backends: [{{url: 'https://h', tls: {{ca: ./{pair}}}}}]}}\n"
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    config = load(file, {}, machine=ROOMY)
+    paths = (config.listen.tls.cert, config.listen.tls.key, config.models["m"].backends[0].tls.ca)
+    assert paths == (str(tmp_path / pair),) * 3
 
 
 def test_certificate_and_key_that_do_not_belong_together_are_refused(tmp_path):
