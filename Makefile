@@ -16,16 +16,20 @@ TOOLS := /usr/sbin/nginx=nginx /usr/share/nginx/modules-available/mod-http-echo.
 .DEFAULT_GOAL := help
 
 help:
+	@echo "make install      .venv with Penstock and what its tests need; every word but clean does it first"
 	@echo "make run          start Penstock (CONFIG=file.yaml; without one, in front of two simulators)"
-	@echo "make test         every test"
-	@echo "make check        format, lint, types, layers, packaging"
+	@echo "make test         make check, then the tests that need no special machine"
+	@echo "make check        make lint, and the packaging tests"
+	@echo "make lint         format, lint, types, layers"
 	@echo "make test-deep    property tests with 20,000 examples each"
 	@echo "make test-vllm    the suite against a real vLLM server"
 	@echo "make chaos        kills and restarts under load, several rounds"
 	@echo "make soak         a long run that watches memory and counts"
 	@echo "make bench        throughput and latency against bare Granian; prints a table"
 	@echo "make bench-scale  the same over 1..N workers"
+	@echo "make tools        Debian packages that the benches use"
 	@echo "make docs         write config.schema.json and docs/configuration.md anew"
+	@echo "make clean        remove build output and caches; .venv stays"
 
 install: $(STAMP)
 
