@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="run the gateway; without -c a demo with two simulated servers")
     serve.add_argument("-c", "--config", type=Path, metavar="FILE", help="the configuration")
     serve.add_argument("--port", type=_port, help="API port, instead of `listen.port`")
-    serve.add_argument("--workers", type=_positive, help="number of workers, instead of `workers.count`")
+    serve.add_argument("--workers", type=_workers, help="number of workers, instead of `workers.count`")
     serve.add_argument(
         "--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help="instead of `log.level`"
     )
@@ -63,17 +63,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 1 <= port <= 65_535:
-        raise argparse.ArgumentTypeError("a port is a number from 1 to 65535")
-    return port
+    return _number(text, "a port", 65_535)
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 256:
-        raise argparse.ArgumentTypeError("a number from 1 to 256")
-    return number
+def _workers(text: str) -> int:
+    return _number(text, "a number", 256)
+
+
+def _number(text: str, what: str, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what} from 1 to {most}")
+    return int(text)
 
 
 def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:

@@ -5,10 +5,14 @@ from difflib import get_close_matches
 
 
 class ConfigError(Exception):
-    """A configuration that cannot be used, as one line: `file: $.place: what is wrong; likely fix`."""
+    """A configuration that cannot be used, as one line: `file: $.place: what is wrong; likely fix`.
+
+    path: empty where it is the file itself that cannot be read.
+    """
 
     def __init__(self, name: str, path: str, what: str, fix: str) -> None:
-        line = f"{name}: {path}: {what}; {fix}"
+        place = f"{path}: " if path else ""
+        line = f"{name}: {place}{what}; {fix}"
         super().__init__("".join(c if c.isprintable() else "?" for c in line))
         self.name = name
         self.path = path

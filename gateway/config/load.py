@@ -62,8 +62,8 @@ def _read(name: str, path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as fault:
-        fix = "give the path with -c" if fault.errno == errno.ENOENT else "check the path and its rights"
-        raise ConfigError(name, "$", f"cannot be read: {fault.strerror}", fix) from None
+        fix = "check the path" if fault.errno == errno.ENOENT else "check the path and its rights"
+        raise ConfigError(name, "", f"cannot be read: {fault.strerror}", fix) from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as fault:

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import inspect
 
 from .faults import ConfigError, did_you_mean, show
-from .structs import GIB, KIB, MIB, Config
+from .structs import GIB, HEALTH_PATH, KIB, MIB, Config
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(B|KiB|MiB|GiB)")
 _FACTORS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
@@ -240,6 +240,8 @@ def _fix(what: str, path: str, value: Any) -> str:
         sign = {">=": "at least", ">": "more than", "<=": "at most", "<": "less than"}[got[1]]
         return f"write {sign} {got[2].removesuffix('.0')}"
     if got := re.search(r"matching regex (.*)$", what):
+        if got[1].strip("'") == HEALTH_PATH and not str(value).startswith("/"):
+            return "begin it with /"
         return f"it must match {got[1]}"
     return "see docs/configuration.md"
 

@@ -19,6 +19,7 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 
+HEALTH_PATH = r"^/[!-~]*$"
 _ENV = {"env": True}
 _SIZE = {"size": True}
 
@@ -166,7 +167,7 @@ class Health(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     rise: Annotated[int, Meta(ge=1, le=100, description="Successes in a row that bring a backend back.")] = 1
     fall: Annotated[int, Meta(ge=1, le=100, description="Failures in a row that take a backend out.")] = 2
     path: Annotated[
-        str, Meta(pattern=r"^/[!-~]*$", description="Path that is asked; any 2xx answer is a success.")
+        str, Meta(pattern=HEALTH_PATH, description="Path that is asked; any 2xx answer is a success.")
     ] = "/health"
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import errno
 import logging
+import os
 import resource
 import sys
 from collections.abc import Sequence
@@ -83,7 +85,7 @@ def parse(argv: Sequence[str]) -> Settings:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs until SIGTERM or SIGINT; 0 when told to stop, 1 when it cannot listen."""
+    """Runs until SIGTERM or SIGINT; 0 when told to stop, 1 when it breaks, 2 when it cannot listen."""
     settings = parse(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -93,6 +95,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(Server(settings, _say).run())
     except OSError as err:
+        if err.filename is None and err.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+            where = settings.uds or f"{settings.host}:{settings.port}"
+            if settings.control_port is not None:
+                where += f" and control port {settings.control_port}"
+            print(f"penstock sim: cannot listen on {where}: {os.strerror(err.errno)}", file=sys.stderr)
+            return 2
         print(f"penstock sim: cannot serve: {err}", file=sys.stderr)
         return 1
     return 0

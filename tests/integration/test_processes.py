@@ -163,6 +163,34 @@ def test_a_missing_file_and_a_wrong_option_are_one_line(tmp_path: Path) -> None:
         assert len(output.splitlines()) == 1, output
 
 
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (("serve", "--workers", "x"), "'x' is not a number from 1 to 256"),
+        (("serve", "--workers", "257"), "'257' is not a number from 1 to 256"),
+        (("restart", "--port", "-"), "'-' is not a port from 1 to 65535"),
+        (("config", "check", "/nonexist"), "penstock: /nonexist: cannot be read: No such file or directory;"),
+    ],
+)
+def test_a_refusal_speaks_of_what_was_typed(args: tuple[str, ...], line: str) -> None:
+    status, output = run([console_script(), *args])
+    assert status == 2
+    assert line in output
+    assert len(output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["--port", "--control-port"])
+def test_a_simulator_on_a_port_that_is_taken_is_one_line(option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = str(other.getsockname()[1])
+        status, output = run([console_script(), "sim", "--host", "127.0.0.1", option, taken])
+    assert status == 2
+    assert output.startswith("penstock sim: cannot listen on 127.0.0.1:")
+    assert taken in output
+    assert output.rstrip().endswith("Address already in use")
+    assert len(output.splitlines()) == 1
+
+
 def test_the_other_commands_answer(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(json.dumps(_config()))

@@ -186,7 +186,8 @@ BROKEN = [
         MODEL + "upstream: {connections: {min_idle: 60}}",
         "$.upstream.connections.min_idle: larger than `max_idle`",
     ),
-    (MODEL + "health: {path: health}", "$.health.path: 'health' has the wrong form; it must match"),
+    (MODEL + "health: {path: health}", "$.health.path: 'health' has the wrong form; begin it with /"),
+    (MODEL + "health: {path: /a b}", "$.health.path: '/a b' has the wrong form; it must match"),
     (
         "models:\n  m: {version: 2026-01-01, backends: [{url: http://h}]}",
         "$.models.m.version: expected text, got a date",
@@ -307,7 +308,9 @@ def test_a_file_is_named_in_its_refusal(tmp_path):
 
 
 def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be read: No such file or directory; give the path with -c"):
+    with pytest.raises(
+        ConfigError, match=r"none\.yaml: cannot be read: No such file or directory; check the path$"
+    ):
         load(tmp_path / "none.yaml", {})
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load(tmp_path, {})
