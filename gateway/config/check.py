@@ -10,14 +10,16 @@ import resource
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from .faults import ConfigError
-from .structs import MAX_BACKENDS, MAX_MODELS, Backend, Config, Model, Tls
+from .structs import MAX_BACKENDS, MAX_MODELS, Backend, Config, Listen, Model, Tls
 
 _SPARE_DESCRIPTORS = 128
 _MAX_SOCKET_PATH_BYTES = 107
 _MAX_NAME_CHARS = 256
+_WILDCARDS = ("0.0.0.0", "::")
+_LOCAL = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,18 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _is_own(url: str, listen: Listen) -> bool:
+    """Whether this backend is the gateway's own listener, as far as can be told without resolving names."""
+    if url.startswith("unix:"):
+        return listen.uds is not None and unquote(urlsplit(url).path) == os.path.abspath(listen.uds)
+    parts = urlsplit(url)
+    if (parts.port or {"http": 80, "https": 443}[parts.scheme]) != listen.port:
+        return False
+    # to connect to the wildcard is to connect to this machine
+    host, own = (_LOCAL.get(name, name) for name in (parts.hostname or "", listen.host.lower()))
+    return host == own or (listen.host in _WILDCARDS and is_loopback(host))
+
+
 def tls_fault(tls: Tls) -> str | None:
     """Why the certificate and key, as they are on disk now, cannot be used; None when they can."""
     try:
@@ -87,7 +101,7 @@ class _Check:
         self._limits(config)
         self._names(config)
         for name, model in config.models.items():
-            self._backends(f"$.models.{name}", model)
+            self._backends(f"$.models.{name}", model, config.listen)
         self._capacity(config)
 
     def _listeners(self, config: Config) -> None:
@@ -188,11 +202,17 @@ class _Check:
                 f"use 1 to {_MAX_NAME_CHARS} printable characters, no space at the ends",
             )
 
-    def _backends(self, path: str, model: Model) -> None:
+    def _backends(self, path: str, model: Model, listen: Listen) -> None:
         seen: set[str] = set()
         for index, backend in enumerate(model.backends):
             place = f"{path}.backends[{index}]"
             self._url(f"{place}.url", backend.url)
+            if _is_own(backend.url, listen):
+                raise self._fail(
+                    f"{place}.url",
+                    "this is where Penstock itself listens, so a request would go round for ever",
+                    "name the server's address, or change `listen.port`",
+                )
             self._secret(f"{place}.api_key_env", backend.api_key_env)
             self._backend_tls(f"{place}.tls", backend)
             plain = backend.url.rstrip("/")

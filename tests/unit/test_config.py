@@ -295,6 +295,38 @@ def test_a_machine_with_too_few_descriptors_is_told_how_many_are_needed():
     assert "LimitNOFILE" in said
 
 
+@pytest.mark.parametrize(
+    ("url", "listen"),
+    [
+        ("http://127.0.0.1:8080", {}),
+        ("http://localhost:8080/base", {}),
+        ("http://0.0.0.0:8080", {}),
+        ("http://[::1]:8080", {"host": "::"}),
+        ("http://LOCALHOST:81", {"host": "127.0.0.1", "port": 81}),
+        ("https://10.0.0.1", {"host": "10.0.0.1", "port": 443}),
+        ("unix:///tmp/p.sock", {"uds": "/tmp/p.sock"}),
+    ],
+)
+def test_a_backend_that_is_the_gateway_itself_is_refused(url, listen):
+    text = yaml.safe_dump({"models": {"m": {"backends": [{"url": url}]}}, "listen": listen})
+    assert refusal(text).startswith("$.models.m.backends[0].url: this is where Penstock itself listens")
+
+
+@pytest.mark.parametrize(
+    ("url", "listen"),
+    [
+        ("http://127.0.0.1:8000", {}),
+        ("http://10.0.0.1:8080", {}),
+        ("http://127.0.0.2:8080", {"host": "127.0.0.1"}),
+        ("http://127.0.0.1", {"host": "10.0.0.1", "port": 80}),
+        ("unix:///tmp/v.sock", {"uds": "/tmp/p.sock"}),
+    ],
+)
+def test_a_neighbour_of_the_gateway_may_be_a_backend(url, listen):
+    text = yaml.safe_dump({"models": {"m": {"backends": [{"url": url}]}}, "listen": listen})
+    assert read(text).models["m"].backends[0].url == url
+
+
 def test_more_backends_than_fit_are_refused():
     backends = ", ".join(f"{{url: http://h{i}}}" for i in range(MAX_BACKENDS + 1))
     assert "257 backends in all, at most 256" in refusal(f"models:\n  m: {{backends: [{backends}]}}\n")
