@@ -10,7 +10,6 @@ from typing import Literal
 import msgspec
 
 from ..gateway.config import Config, Machine, load
-from ..gateway.config.check import check
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
@@ -31,13 +30,14 @@ class Source:
 
     def read(self, environ: Mapping[str, str]) -> Config:
         """The configuration as it is now, checked. Raises ConfigError, whose text is one line."""
+        return load(self.path, environ, machine=self.machine, adjust=self._adjusted)
+
+    def _adjusted(self, config: Config) -> Config:
         replace = msgspec.structs.replace
-        config = load(self.path, environ, machine=self.machine)
         if self.port is not None:
             config = replace(config, listen=replace(config.listen, port=self.port))
         if self.workers is not None:
             config = replace(config, workers=replace(config.workers, count=self.workers))
         if self.log_level is not None:
             config = replace(config, log=replace(config.log, level=self.log_level))
-        check(str(self.path), config, environ, self.machine)
         return config

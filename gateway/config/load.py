@@ -1,7 +1,7 @@
 """Reading a configuration: file or text, to a checked `Config`, or one line that says why not."""
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,21 @@ def load(
     *,
     machine: Machine | None = None,
     name: str | None = None,
+    adjust: Callable[[Config], Config] = lambda config: config,
 ) -> Config:
     """The configuration in `source`: a Path is a file, a str is the YAML text itself.
 
     `environ` answers `${NAME}` and says whether the variables that hold secrets are set; their values are not
     read. `machine` is what the configuration is checked against, this one when absent. `name` is what errors
-    call the source. Relative paths of certificates and keys in a file are taken from its folder. Raises
-    ConfigError, whose text is one line.
+    call the source. `adjust` makes of what is written what is meant, before it is checked. Relative
+    paths of certificates and keys in a file are taken from its folder. Raises ConfigError, whose text is one line.
     """
     called = name or (str(source) if isinstance(source, Path) else "configuration")
     text = _read(called, source) if isinstance(source, Path) else source
     config = shape(called, parse(called, text), environ)
     if isinstance(source, Path):
         config = _rooted(config, source.absolute().parent)
+    config = adjust(config)
     check(called, config, environ, machine or Machine.here())
     return config
 

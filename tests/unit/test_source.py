@@ -40,3 +40,10 @@ def test_the_command_line_takes_precedence_at_every_reading(file):
 def test_what_the_command_line_says_is_checked_too(file):
     with pytest.raises(ConfigError, match="9090 is the API port too"):
         Source(file, port=9090).read({})
+
+
+def test_what_the_command_line_replaces_is_not_held_against_the_file(file):
+    file.write_text("models:\n  m: {backends: [{url: http://127.0.0.1:8080}]}\n")
+    assert Source(file, port=8081).read({}).listen.port == 8081
+    with pytest.raises(ConfigError, match="Penstock itself listens"):
+        Source(file).read({})
