@@ -154,7 +154,7 @@ class Exchange(Life):
             elif name == "transfer-encoding":
                 chunked = True
             elif name == "connection" and value.lower() not in ("keep-alive", "close"):
-                dropped = named_by_connection([value])
+                dropped |= named_by_connection([value])
         if dropped:
             lines = [line for line in lines if line.partition(":")[0] not in dropped]
         if not (0 < len(request_id) <= 128 and request_id.isascii() and request_id.isprintable()):

@@ -45,7 +45,7 @@ _ASK_NODE_BYTES = 64 << 10
 
 
 class Worker:
-    """The data plane of one process."""
+    """The data plane of one process. ``port`` is the TCP port it really serves, which a reload does not move."""
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class Worker:
         clock: Callable[[], float],
         environ: Mapping[str, str],
         is_admin_path: Callable[[str], bool] = lambda _: False,
+        port: int | None = None,
     ) -> None:
         self.clock = clock
         self.is_admin_path = is_admin_path
@@ -66,7 +67,7 @@ class Worker:
         self.meter = AckMeter()
         self.metrics = Metrics(CounterRow(segment, slot))
         self.watch = Watch(loop)
-        self.sweep = Sweep(published.config.listen.port, self.watch.clients)
+        self.sweep = Sweep(port if port is not None else published.config.listen.port, self.watch.clients)
         self.loop = loop
         self._environ = environ
         self._workers = workers

@@ -87,6 +87,7 @@ class Given:
     clock: Callable[[], float]
     environ: Mapping[str, str]
     forward: RsgiApp | None
+    port: int | None = None
 
 
 AppFactory = Callable[[Given], tuple[App, RsgiApp]]
@@ -122,6 +123,7 @@ def gateway_app(given: Given) -> tuple[App, RsgiApp]:
         clock=given.clock,
         environ=given.environ,
         is_admin_path=PATHS.__contains__ if given.forward else lambda _: False,
+        port=given.port,
     )
     return worker, RequestApp(worker, given.forward).__rsgi__
 
@@ -153,6 +155,7 @@ def run_worker(mine: Inheritance, app_factory: AppFactory = gateway_app) -> int:
         time.monotonic,
         mine.environ,
         forward.serve if forward else None,
+        next((one.getsockname()[1] for one in mine.listeners if one.family != socket.AF_UNIX), None),
     )
     app, answer = app_factory(given)
     _Life(mine, segment, slot, published, app, answer, loop).run()

@@ -156,6 +156,20 @@ def test_a_stream_that_is_not_read_is_reset_and_never_seems_whole(sim: Simulator
         wait_quiet(gate, sim)
 
 
+def test_a_stream_that_is_not_read_says_so_where_the_host_ends_the_connection_itself(sim: Simulator) -> None:
+    sim.reset()
+    sim.faults({"kind": "oversized", "bytes": 400 * MIB})
+    aborted = sim.stats()["aborted"]
+    request = chat_request(stream=True).replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
+    with serving(sim, write_timeout_s=1) as gate, Plain(gate.port, receive_buffer=64 << 10) as link:
+        link.send(request)
+        wait_until(lambda: sim.stats()["aborted"] > aborted, what="the upstream is closed")
+        got, reset = link.read_all()
+        assert reset or b'"code":"client_stalled"' in got
+        assert b"[DONE]" not in got
+        wait_quiet(gate, sim)
+
+
 def test_a_body_that_does_not_come_is_408_and_holds_nothing(sim: Simulator) -> None:
     body = msgspec.json.encode(chat())
     with serving(sim, body_timeout_s=1) as gate, Plain(gate.port) as link:
