@@ -1,6 +1,8 @@
 """Reading a configuration: file or text, to a checked `Config`, or one line that says why not."""
 
 import errno
+import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,10 @@ def _trusting(backend: Backend, folder: Path) -> Backend:
 
 def _read(name: str, path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        # Opening a FIFO waits for its writer, and a device may never end: neither may hold up a reload.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigError(name, "", "not a regular file", "write the configuration to one")
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as fault:
         fix = "check the path" if fault.errno == errno.ENOENT else "check the path and its rights"

@@ -1,5 +1,8 @@
 """The configuration is read, checked and handed on; what is wrong with a file is said in one line."""
 
+import os
+from pathlib import Path
+
 import msgspec
 import pytest
 import yaml
@@ -346,6 +349,10 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path):
         load(tmp_path / "none.yaml", {})
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load(tmp_path, {})
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        with pytest.raises(ConfigError, match=f"{path}: not a regular file; "):
+            load(path, {})
     (tmp_path / "latin").write_bytes(b"a: \xe9\n")
     with pytest.raises(ConfigError, match="byte 3: not UTF-8; save the file as UTF-8 text"):
         load(tmp_path / "latin", {})
