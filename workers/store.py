@@ -148,10 +148,7 @@ def changed(old: object, new: object, prefix: str = "") -> list[str]:
 
 RESTART = ("listen.host", "listen.port", "listen.uds", "admin", "workers.count", "workers.cores")
 """Keys that only a new start applies."""
-ROLL = (
-    *("listen.http", "listen.tls", "listen.max_connections", "listen.read_timeout_s", "listen.keep_alive_s"),
-    "workers",
-)
+ROLL = ("listen.http", "listen.tls", "listen.max_connections", "listen.read_timeout_s", "listen.keep_alive_s")
 """Keys that a rolling restart applies."""
 
 

@@ -32,7 +32,7 @@ once, between requests; the log names those that need more:
 | applied by | keys |
 |---|---|
 | `penstock restart`, after the SIGHUP | \
-`listen.http`, `listen.tls`, `listen.max_connections`, `listen.read_timeout_s`, `listen.keep_alive_s`, `workers` |
+`listen.http`, `listen.tls`, `listen.max_connections`, `listen.read_timeout_s`, `listen.keep_alive_s` |
 | a new start | `listen.host`, `listen.port`, `listen.uds`, `admin`, `workers.count`, `workers.cores` |
 
 This page is made from the Structs in `gateway/config/structs.py` by `make docs`.

@@ -265,12 +265,13 @@ def test_the_log_level_is_live_in_every_process(gate: Gateway) -> None:
 def test_keys_that_need_more_than_a_reload_are_named(gate: Gateway) -> None:
     changed = dict(gate.config)
     changed["admin"] = {**changed["admin"], "port": free_port()}
-    changed["workers"] = {**changed["workers"], "drain_timeout_s": 7}
+    changed["listen"] = {**changed["listen"], "keep_alive_s": 9}
+    changed["workers"] = {**changed["workers"], "drain_timeout_s": 7}  # applied at once
     gate.write(changed)
     gate.reload()
     wait_until(lambda: "config_needs_roll" in gate.log(), what="the log")
     assert "config_needs_start keys=admin.port:" in gate.log()
-    assert "config_needs_roll keys=workers.drain_timeout_s:" in gate.log()
+    assert "config_needs_roll keys=listen.keep_alive_s:" in gate.log()
 
 
 def test_what_a_reload_could_not_apply_is_named_again_until_it_agrees_with_what_runs(gate: Gateway) -> None:

@@ -86,12 +86,13 @@ def test_differences_are_named_by_their_paths() -> None:
             "m": Model(backends=(Backend(url="http://a"),), max_queue=5),
             "n": Model(backends=(Backend(url="http://b"),)),
         },
-        listen=Listen(port=81),
+        listen=Listen(port=81, keep_alive_s=9),
         log=Log(level="DEBUG"),
         workers=Workers(drain_delay_s=1),
     )
     paths = store.changed(old, new)
     assert sorted(paths) == [
+        "listen.keep_alive_s",
         "listen.port",
         "log.level",
         "models.m.max_queue",
@@ -99,5 +100,5 @@ def test_differences_are_named_by_their_paths() -> None:
         "workers.drain_delay_s",
     ]
     assert store.needing(paths, store.RESTART) == ["listen.port"]
-    assert store.needing(paths, store.ROLL) == ["workers.drain_delay_s"]
+    assert store.needing(paths, store.ROLL) == ["listen.keep_alive_s"]
     assert store.changed(old, old) == []
