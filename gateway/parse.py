@@ -127,7 +127,9 @@ def _is_json(content_type: str) -> bool:
 
 def _invalid(text: str) -> Fault:
     match = _AT.match(text)
-    path = (match["path"] or "").lstrip(".") if match else ""
+    path = (match["path"] or "") if match else ""
+    # of builtins the decoder knows no key: "[...]" stands for it, so the path ends before the first
+    path = path.partition("[...]")[0].lstrip(".")
     what = match["what"] if match else text
     missing = re.search(r"missing required field `([^`]+)`", what)
     if missing:

@@ -1,5 +1,6 @@
 """One decode gives a request or a fault that names the field; nothing else comes out, whatever goes in."""
 
+import sys
 import tracemalloc
 from typing import Any
 
@@ -340,3 +341,90 @@ def test_the_fields_of_a_large_file_are_found_without_copying_it() -> None:
 def test_a_body_of_very_many_objects_is_read_like_a_large_one(count: int, built: bool) -> None:
     body = b'{"model":"m","input":"x","more":[' + b",".join([b"[]"] * count) + b"]}"
     assert (Parser().parse(ENDPOINTS["/v1/embeddings"], raw(body)).fields is not None) is built
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"model":"m","messages":[],"temperature":1e400}', None),
+        (b'{"model":"m","messages":[{"role":"user","content":[{"x":-1e999}]}]}', None),
+        (b"[1e400]", "[0]"),
+        (b"1e400", None),
+    ],
+)
+def test_a_number_out_of_range_is_named_by_what_is_known_of_its_path(body: bytes, param: str | None) -> None:
+    fault = fault_of(body)
+    assert (fault.status, fault.param) == (400, param)
+    assert "out of range" in fault.message
+    assert "[...]" not in fault.message
+
+
+# ---- hostile forms
+
+
+def multipart(*parts: bytes) -> bytes:
+    """A form whose parts, headers and all, are these."""
+    return b"".join(b"--XyZ\r\n%b\r\n" % part for part in parts) + b"--XyZ--\r\n"
+
+
+MODEL_PART = b'Content-Disposition: form-data; name="model"\r\n\r\nm'
+EMPTY_PART = b"A: b\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [
+        ((MODEL_PART, *[EMPTY_PART] * 64), "64 parts"),
+        ((MODEL_PART, b"A: b\r\n" * 17 + b"\r\n"), "16 headers"),
+        ((MODEL_PART, b"A: " + b"b" * 9000 + b"\r\n\r\n"), "8192 bytes"),
+        ((b"Content-Disposition: form-data" + b";" * 33 + b"\r\n\r\n", MODEL_PART), "32 parameters"),
+        ((b"A: b\r\n" + MODEL_PART.replace(b"Content", b"Content "),), "name: value"),
+        ((b"Content-Disposition: form-data\r\n" + MODEL_PART,), "two Content-Disposition"),
+        ((MODEL_PART, b"A: b\r\n--XyZ\r\nA: b\r\n\r\n"), "name: value"),
+        ((MODEL_PART, b"A: b\r\n\r\n--XyZ\r\nA: b\r\n\r\n"), "among its headers"),
+        ((MODEL_PART, EMPTY_PART + b"\r\n--XyZw\r\n"), "begins with the boundary"),
+        ((MODEL_PART, b"A: b\r\n"), "among its headers"),
+    ],
+)
+def test_a_form_that_is_too_much_or_ambiguous_is_400_and_says_why(parts: tuple[bytes, ...], why: str) -> None:
+    fault = fault_of(
+        multipart(*parts), "/v1/audio/transcriptions", content_type="multipart/form-data; boundary=XyZ"
+    )
+    assert fault.status == 400
+    assert why in fault.message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        multipart(MODEL_PART, *[EMPTY_PART] * 63),
+        multipart(b"A: b\r\n" * 15 + MODEL_PART),
+        multipart(b"\r\nno headers", MODEL_PART),
+        multipart(MODEL_PART).replace(b"--XyZ\r\n", b"--XyZ \t\r\n"),
+        b"a preamble\r\n" + multipart(MODEL_PART) + b"an epilogue\r\n--XyZ",
+        multipart(MODEL_PART, EMPTY_PART + b"\r\n--XyY\r--XyZ\n--XyZ --XyZ\r\n-XyZ"),
+    ],
+    ids=["64 parts", "16 headers", "no headers", "padding", "preamble", "near delimiters"],
+)
+def test_a_lawful_form_is_read_however_odd(body: bytes) -> None:
+    request = Parser().parse(TRANSCRIPTIONS, raw(body, "multipart/form-data; boundary=XyZ"))
+    assert request.model == "m"
+    assert request.form_model is not None
+    assert body[request.form_model.start : request.form_model.end] == b"m"
+
+
+def test_a_flood_of_parts_is_given_up_at_the_cap() -> None:
+    body = multipart(MODEL_PART, *[EMPTY_PART] * 200_000)
+    events = 0
+
+    def count(*_: object) -> None:
+        nonlocal events
+        events += 1
+
+    sys.setprofile(count)
+    try:
+        fault = fault_of(body, "/v1/audio/transcriptions", content_type="multipart/form-data; boundary=XyZ")
+    finally:
+        sys.setprofile(None)
+    assert fault.status == 400
+    assert events < 5000
