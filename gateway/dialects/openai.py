@@ -14,7 +14,8 @@ from .base import encode, openai_error
 _TAIL_BYTES = 64
 _FRAME_BYTES = 4096  # of an error frame, as much is read to find its code
 # A line break of its own cannot stand inside JSON, so generated text cannot fake the start of a line.
-_DONE = re.compile(rb"[\r\n]data: ?\[DONE\]")
+# The marker is the whole line, of which the stream may lack the end.
+_DONE = re.compile(rb"[\r\n]data: ?\[DONE\](?:[\r\n]|\Z)")
 _ERROR = re.compile(rb'[\r\n]data:[ \t]*(\{[ \t]*"error"[ \t]*:[ \t]*[^n \t\r\n][^\r\n]*)')  # null is none
 _CODE = re.compile(rb'"code"\s*:\s*"?([45][0-9]{2})(?=[",}\s])')
 
