@@ -11,23 +11,29 @@ HOP_BY_HOP = frozenset(
     }
 )
 
+#: Fields that carry a key: the client's is not the backend's business, nor the other way round.
+CREDENTIALS = frozenset(
+    {
+        *("authorization", "proxy-authorization", "x-api-key", "api-key", "cookie"),
+        *("x-goog-api-key", "x-litellm-api-key", "anthropic-api-key", "ocp-apim-subscription-key"),
+    }
+)
+
 #: Of a request: hop-by-hop, the client's credentials, what we set ourselves, and ``accept-encoding`` (answers are
 #: relayed, counted and one day cached as the identity encoding). ``expect`` is met by the server host.
-NOT_UPSTREAM = HOP_BY_HOP | {
-    *("authorization", "x-api-key", "api-key", "cookie", "proxy-authorization"),
-    *("host", "content-length", "x-request-id", "accept-encoding", "expect", "cache-control"),
-}
+NOT_UPSTREAM = (
+    HOP_BY_HOP
+    | CREDENTIALS
+    | {"host", "content-length", "x-request-id", "accept-encoding", "expect", "cache-control"}
+)
 
-#: Of a response: hop-by-hop, what we set ourselves, and cookies, which would be one client's alone.
-NOT_DOWNSTREAM = HOP_BY_HOP | {
-    "content-length",
-    "x-request-id",
-    "date",
-    "server",
-    "set-cookie",
-    "www-authenticate",
-}
-
+#: Of a response: hop-by-hop, the backend's credentials (some echo what they were sent), what we set ourselves, and
+#: cookies, which would be one client's alone.
+NOT_DOWNSTREAM = (
+    HOP_BY_HOP
+    | CREDENTIALS
+    | {"content-length", "x-request-id", "date", "server", "set-cookie", "www-authenticate"}
+)
 
 #: Values of ``Connection`` that name no field.
 _USUAL = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close"})

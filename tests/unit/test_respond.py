@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.gateway.respond import HOP_BY_HOP, HeaderTable, is_event_stream, named_by_connection
+from penstock.gateway.respond import (
+    CREDENTIALS,
+    HOP_BY_HOP,
+    NOT_UPSTREAM,
+    HeaderTable,
+    is_event_stream,
+    named_by_connection,
+)
 
 
 def test_names_come_in_lower_case_and_in_order_with_the_media_type() -> None:
@@ -28,6 +35,26 @@ def test_no_hop_by_hop_field_reaches_a_client_in_any_spelling(name: str) -> None
 )
 def test_what_is_ours_or_one_clients_alone_is_not_taken_from_a_backend(name: bytes) -> None:
     assert HeaderTable().downstream([(name, b"x")]) == ([], "")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "Authorization",
+            "X-Api-Key",
+            "Api-Key",
+            "X-Goog-Api-Key",
+            "X-LiteLLM-Api-Key",
+            "Anthropic-Api-Key",
+        ),
+        "Ocp-Apim-Subscription-Key",
+    ],
+)
+def test_nobodys_credentials_pass_in_either_direction(name: str) -> None:
+    assert HeaderTable().downstream([(name.encode(), b"secret")]) == ([], "")
+    assert name.lower() in CREDENTIALS
+    assert name.lower() in NOT_UPSTREAM
 
 
 def test_values_that_are_not_ascii_are_dropped() -> None:
