@@ -1,7 +1,7 @@
-"""When to start a dead process again: at once, later, or never. Pure: the clock is an argument.
+"""When to start a dead process again: at once or later. Pure: the clock is an argument.
 
 Strategy: a few deaths in a short time cost nothing, a machine kills processes for many reasons. Further ones wait
-longer and longer. Only a process that dies again and again without ever having been ready is given up.
+longer and longer. A process that dies again and again without ever having been ready is in a crash loop.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ FREE_DEATHS = 3
 WINDOW_S = 10.0
 FIRST_DELAY_S = 0.1
 MAX_DELAY_S = 5.0
-GIVE_UP_AFTER = 10
+LOOP_AFTER = 10
 """Deaths in a row, none of them ready before, that are a crash loop."""
 
 
@@ -35,4 +35,4 @@ class Backoff:
     @property
     def crash_loop(self) -> bool:
         """Whether the process died often enough in a row without ever being ready."""
-        return self._never_ready >= GIVE_UP_AFTER
+        return self._never_ready >= LOOP_AFTER

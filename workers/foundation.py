@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..cache.layout import Geometry
 from ..cache.segment import NoRoom, Segment, process_start
-from ..gateway.config import MAX_BACKENDS, MAX_MODELS, Config
+from ..gateway.config import MAX_BACKENDS, MAX_MODELS, Config, Published
 from . import rundir, store
 from .guard import Taken, guard
 from .listeners import listen_tcp, listen_unix
@@ -41,6 +41,8 @@ class Foundation:
         self.control: socket.socket
         self.folder: Path
         self.segment: Segment
+        self._owner: rundir.Owner
+        self._published: Published
 
     @classmethod
     def lay(cls, config: Config, path: Path, workers: int) -> Foundation:
@@ -59,6 +61,38 @@ class Foundation:
     def of_worker(self, index: int) -> list[socket.socket]:
         """The listeners that worker `index` serves."""
         return [self.tcp[index], self.uds] if self.uds else [self.tcp[index]]
+
+    def current(self) -> Published:
+        """The published configuration; the last one seen where its file cannot be read."""
+        with contextlib.suppress(OSError, ValueError):
+            self._published = store.read_current(self.folder, self.segment)
+        return self._published
+
+    def mend(self) -> bool:
+        """Put back what children need of the run directory, should somebody have cleaned it away.
+
+        Whether the control socket is a new one, which a controller that runs does not have.
+        """
+        try:
+            rundir.restore(self.folder, self._owner)
+            try:
+                self._published = store.read_current(self.folder, self.segment)
+            except (OSError, ValueError):
+                # an older one in its place would give columns to the wrong backends
+                if self._published.generation != self.segment.generation:
+                    raise
+                store.write(self.folder, self._published)
+                log.warning("run_directory_restored folder=%s: somebody had removed files of it", self.folder)
+            path = self.folder / CONTROL
+            if path.exists():
+                return False
+            gone, self.control = self.control, self._unix(str(path), "the control socket")
+            gone.close()
+            log.warning("control_socket_restored path=%s: the controller is replaced", path)
+        except (OSError, ValueError, CannotStart) as fault:
+            log.error("run_directory_lost folder=%s: %s", self.folder, fault)
+            return False
+        return True
 
     def stop_listening(self) -> None:
         """Close the API listeners here; they end when the last worker that has them closes its own."""
@@ -92,7 +126,7 @@ class Foundation:
     def _settle(self, config: Config, path: Path, workers: int) -> None:
         start = process_start(os.getpid())
         assert start is not None
-        owner = rundir.Owner(
+        self._owner = owner = rundir.Owner(
             os.getpid(), start, os.path.realpath(path), config.listen.port, os.path.abspath(path)
         )
         base = rundir.base()
@@ -107,7 +141,7 @@ class Foundation:
         geometry = Geometry(slots=2 * workers, backends=MAX_BACKENDS, models=MAX_MODELS)
         try:
             self.segment = self._segment(geometry, owner)
-            published = store.first(config)
+            self._published = published = store.first(config)
             digest = store.write(self.folder, published)
         except (NoRoom, store.Full) as fault:
             raise CannotStart(str(fault)) from None

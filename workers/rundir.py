@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,27 @@ def create(within: Path, owner: Owner, host: str, uds: str | None) -> Path:
         folder.mkdir(mode=0o700)
     except FileExistsError:
         raise Owned(f"{folder} belongs to a gateway that runs") from None
+    _sign(folder, owner)
+    return folder
+
+
+def restore(folder: Path, owner: Owner) -> None:
+    """Make the run directory `folder` of `owner` again where it, or its file `owner`, was removed.
+
+    Raises OSError, also when somebody else has made something of that name.
+    """
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        found = os.lstat(folder)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise
+    if not (folder / "owner").exists():
+        (folder / "owner.new").unlink(missing_ok=True)
+        _sign(folder, owner)
+
+
+def _sign(folder: Path, owner: Owner) -> None:
     data = msgspec.json.encode(owner)
     fd = os.open(folder / "owner.new", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -73,7 +95,6 @@ def create(within: Path, owner: Owner, host: str, uds: str | None) -> Path:
     finally:
         os.close(fd)
     os.rename(folder / "owner.new", folder / "owner")
-    return folder
 
 
 def read_owner(folder: Path) -> Owner | None:

@@ -43,6 +43,7 @@ class Seat:
     start_at_s: float = 0.0
     rolling: bool = False
     failed_successors: int = 0
+    loop_said: bool = False
 
     @property
     def name(self) -> str:
@@ -58,6 +59,11 @@ class Seat:
         """Whether the holder is."""
         holder = self.child(Part.HOLDER)
         return holder is not None and holder.ready
+
+    @property
+    def looping(self) -> bool:
+        """Whether nobody serves here, and whoever is started dies before it is ready."""
+        return self.backoff.crash_loop and not self.ready
 
     def wants_start(self, now_s: float) -> Part | None:
         """Which process is missing and may be started now.

@@ -25,6 +25,7 @@ from . import affinity, child, logs, store
 from .boot import LEAVING, READY, RELOADED, AppFactory, Inheritance, gateway_app, run_worker
 from .controller import run_controller
 from .foundation import Foundation
+from .listeners import BACKLOG
 from .seats import Child, Part, Seat
 from .source import Source
 
@@ -146,7 +147,10 @@ class Supervisor:
 
     def _start(self, seat: Seat, part: Part) -> None:
         base, index = self._base, seat.index
+        self._mend()
         listeners = [base.admin, base.control] if index is None else base.of_worker(index)
+        if index is not None and seat.loop_said:
+            base.tcp[index].listen(BACKLOG)
         heard, said = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         mine = Inheritance(
             index=index or 0,
@@ -160,7 +164,7 @@ class Supervisor:
         )
 
         # taken before the fork: were a reload to come between, the worker would only be newer than is said
-        config = self._current()
+        config = base.current().config
 
         def main() -> int:
             if index is None:
@@ -195,7 +199,7 @@ class Supervisor:
             self._ready(seat, one)
         if RELOADED in words:
             self._reload_wanted = False
-            current = self._current()
+            current = self._base.current().config
             logs.set_level(current.log.level)
             self._say_pending(current)
         if LEAVING in words and one.part is Part.HOLDER and not self._stopping:
@@ -206,6 +210,7 @@ class Supervisor:
 
     def _ready(self, seat: Seat, one: Child) -> None:
         one.ready = True
+        seat.loop_said = False
         if one.part is not Part.LEAVING and not self._stopping:
             one.kill_at_s = None
         if one.part is Part.SUCCESSOR:
@@ -234,14 +239,8 @@ class Supervisor:
         if roll:
             log.warning("config_needs_roll keys=%s: `penstock restart` applies them", ",".join(roll))
 
-    def _current(self) -> Config:
-        try:
-            return store.read_current(self._base.folder, self._base.segment).config
-        except (OSError, ValueError):
-            return self._config
-
     def _patience(self) -> float:
-        return time.monotonic() + self._current().workers.drain_timeout_s + PATIENCE_S
+        return time.monotonic() + self._base.current().config.workers.drain_timeout_s + PATIENCE_S
 
     # ---- signals
 
@@ -260,9 +259,17 @@ class Supervisor:
     def _reload(self) -> None:
         """Ask the controller, and its successor again should it die before it has said that it is done."""
         self._reload_wanted = True
+        self._mend()
         holder = self._controller.child(Part.HOLDER)
         if holder is not None and holder.ready:
             os.kill(holder.pid, signal.SIGHUP)
+
+    def _mend(self) -> None:
+        """Before a child needs the run directory; a controller whose control socket was lost is replaced."""
+        holder = self._controller.child(Part.HOLDER)
+        if self._base.mend() and holder is not None:
+            holder.kill_at_s = time.monotonic() + PATIENCE_S
+            os.kill(holder.pid, signal.SIGTERM)
 
     def _roll_next(self) -> None:
         if any(seat.rolling for seat in self._workers):
@@ -325,9 +332,21 @@ class Supervisor:
             seat.rolling = False
             self._to_roll = []
         self._roll_next()
-        if seat.backoff.crash_loop and seat is not self._controller:
-            log.critical(
-                "crash_loop name=%s: it dies before it is ready, again and again; giving up", seat.name
-            )
+        if seat.index is not None and seat.looping:
+            self._looping(seat, seat.index)
+
+    def _looping(self, seat: Seat, index: int) -> None:
+        """A worker that never gets ready: the others serve without it, as long as there is another."""
+        why = "it dies before it is ready, again and again"
+        if all(one.looping for one in self._workers):
+            log.critical("crash_loop name=%s: %s, and no other is ready; giving up", seat.name, why)
             self._code = CRASHED
             self._stop()
+            return
+        if not seat.loop_said:
+            log.critical("crash_loop name=%s: %s; others serve, it is tried on", seat.name, why)
+            seat.loop_said = True
+        if not seat.children:
+            # New connections would wait for it: not listening, its listener gets none of them.
+            with contextlib.suppress(OSError):  # it did not listen
+                self._base.tcp[index].shutdown(socket.SHUT_RD)

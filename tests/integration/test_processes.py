@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -14,7 +15,16 @@ import httpx
 import pytest
 
 from ..support.gateway import Gateway, gateway, one_model
-from ..support.procs import Proc, console_script, free_port, is_running, run, wait_until
+from ..support.procs import (
+    Proc,
+    children,
+    command_line,
+    console_script,
+    free_port,
+    is_running,
+    run,
+    wait_until,
+)
 from ..support.scripted import certificate
 
 DEAD = "http://127.0.0.1:9"
@@ -365,26 +375,105 @@ def test_a_worker_told_to_leave_by_somebody_else_gets_a_successor_at_once(gate: 
     assert "process_died" not in gate.log()
 
 
-def test_a_crash_loop_stops_the_whole_with_one_clear_message(tmp_path: Path) -> None:
-    file = tmp_path / "c.yaml"
-    ports = {"listen": {"host": "127.0.0.1", "port": free_port()}, "admin": {"port": free_port()}}
-    file.write_text(json.dumps({**_config(), **ports}))
-    script = tmp_path / "broken.py"
+def _broken(folder: Path, port: int, workers: int, condition: str) -> tuple[Path, list[str]]:
+    """The configuration and command of a gateway whose workers end at their start where `condition` holds."""
+    file = folder / "c.yaml"
+    ports = {"listen": {"host": "127.0.0.1", "port": port}, "admin": {"port": free_port()}}
+    count = {"workers": {"count": workers, "drain_delay_s": 0, "drain_timeout_s": 5}}
+    file.write_text(json.dumps({**_config(), **ports, **count}))
+    script = folder / "broken.py"
     script.write_text(
         "import os, pathlib, sys\n"
+        "from penstock.workers.boot import gateway_app\n"
         "from penstock.workers.source import Source\n"
         "from penstock.workers.supervisor import Supervisor\n"
         "def broken(given):\n"
-        "    raise SystemExit(3)\n"
+        f"    if {condition}:\n"
+        "        raise SystemExit(3)\n"
+        "    return gateway_app(given)\n"
         f"source = Source(pathlib.Path({str(file)!r}))\n"
         "sys.exit(Supervisor(source, source.read(os.environ), dict(os.environ), app_factory=broken).run())\n"
     )
-    status, output = run([sys.executable, str(script)], timeout_s=60)
+    return file, [sys.executable, str(script)]
+
+
+def test_a_worker_in_a_crash_loop_costs_the_others_nothing(tmp_path: Path) -> None:
+    port, mark = free_port(), tmp_path / "broken"
+    mark.touch()
+    condition = f"given.slot % given.workers == 1 and os.path.exists({str(mark)!r})"
+    _, command = _broken(tmp_path, port, 2, condition)
+    with Proc(command, name="looping") as proc:
+        wait_until(lambda: "crash_loop name=worker-1" in proc.log(), what="the loop", timeout_s=60)
+        # Each on a connection of its own: half of them would go to the listener of the broken one.
+        url = f"http://127.0.0.1:{port}/health"
+
+        def all_served() -> bool:
+            try:
+                return all(httpx.get(url, timeout=2, trust_env=False).is_success for _ in range(20))
+            except httpx.TransportError:
+                return False  # it was just being tried again
+
+        wait_until(all_served, what="20 answers in a row")
+        ended = proc.log().count("name=worker-1")
+        wait_until(lambda: proc.log().count("name=worker-1") > ended, what="another try")
+        assert "process_died name=worker-0" not in proc.log()
+        assert proc.log().count("crash_loop") == 1
+        mark.unlink()
+        wait_until(lambda: "gateway_ready workers=2" in proc.log(), what="the end of the loop")
+        pids = [p for p in children(proc.pid) if "[worker-" in command_line(p)]
+        sockets = [_listening_sockets(pid) for pid in pids]
+        assert [len(one) for one in sockets] == [1, 1]
+
+
+def test_a_crash_loop_of_all_stops_the_whole_with_one_clear_message(tmp_path: Path) -> None:
+    file, command = _broken(tmp_path, free_port(), 1, "True")
+    status, output = run(command, timeout_s=60)
     assert status == 1
     assert output.count("crash_loop") == 1
     assert not [
         owner for owner in Path("/dev/shm").glob("penstock-*/owner") if str(file) in owner.read_text()
     ]
+
+
+def test_a_run_directory_that_was_removed_is_made_again_for_whoever_needs_it(tmp_path: Path) -> None:
+    admin = {"on_api_port": True, "key_env": "ADMIN_KEY", "port": free_port()}
+    with gateway(_config(admin=admin), env={**os.environ, "ADMIN_KEY": "k"}) as gate:
+        key = {"authorization": "Bearer k"}
+
+        def forwarded() -> bool:
+            answer = httpx.get(f"{gate.url}/gateway/status", headers=key, trust_env=False)
+            return answer.status_code == 200
+
+        gate.write({**gate.config, **one_model(DEAD, name="other")})
+        gate.reload()
+        wait_until(lambda: "configuration_loaded" in gate.log(), what="generation 2 in use")
+        folder = _run_directory(gate)  # this gateway's, by its supervisor's pid
+        shutil.rmtree(folder)
+        (worker,) = gate.worker_pids()
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: gate.worker_pids() not in ([], [worker]), what="a successor")
+        gate.wait_up()
+        models = httpx.get(f"{gate.url}/v1/models", trust_env=False).json()
+        assert [one["id"] for one in models["data"]] == ["other"]
+        wait_until(forwarded, what="the control socket")
+
+        shutil.rmtree(_run_directory(gate))
+        gate.write({**gate.config, **one_model(DEAD, name="third")})
+        gate.reload()
+        wait_until(lambda: "config_published generation=3" in gate.log(), what="the reload")
+        wait_until(forwarded, what="the control socket")
+
+        shutil.rmtree(_run_directory(gate))
+        controller = gate.controller_pid()
+        assert controller is not None
+        os.kill(controller, signal.SIGKILL)
+        wait_until(lambda: gate.controller_pid() not in (None, controller), what="a controller")
+        wait_until(forwarded, what="the control socket")
+        assert "run_directory_restored" in gate.log()
+        assert "run_directory_lost" not in gate.log()
+        gate.proc.send(signal.SIGTERM)
+        assert gate.proc.wait() == 0
+        assert not folder.exists()
 
 
 def test_sigterm_ends_everything_and_leaves_nothing(gate: Gateway) -> None:

@@ -1,6 +1,6 @@
 """When a dead process is started again."""
 
-from penstock.workers.backoff import GIVE_UP_AFTER, MAX_DELAY_S, Backoff
+from penstock.workers.backoff import LOOP_AFTER, MAX_DELAY_S, Backoff
 
 
 def test_a_few_deaths_are_answered_at_once() -> None:
@@ -32,7 +32,7 @@ def test_a_process_that_was_ready_is_never_a_crash_loop() -> None:
 
 def test_dying_again_and_again_before_being_ready_is_a_crash_loop() -> None:
     backoff = Backoff()
-    for _ in range(GIVE_UP_AFTER - 1):
+    for _ in range(LOOP_AFTER - 1):
         backoff.died(0.0, was_ready=False)
     assert not backoff.crash_loop
     backoff.died(0.0, was_ready=False)
@@ -41,7 +41,7 @@ def test_dying_again_and_again_before_being_ready_is_a_crash_loop() -> None:
 
 def test_one_life_that_was_ready_starts_the_count_anew() -> None:
     backoff = Backoff()
-    for _ in range(GIVE_UP_AFTER - 1):
+    for _ in range(LOOP_AFTER - 1):
         backoff.died(0.0, was_ready=False)
     backoff.died(0.0, was_ready=True)
     backoff.died(0.0, was_ready=False)

@@ -1,5 +1,6 @@
 """What outlives every worker is made whole or not at all."""
 
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from penstock.cache.layout import Geometry
 from penstock.cache.segment import NoRoom, Segment
 from penstock.gateway.config import Admin, Backend, Config, Listen, Model
 from penstock.workers import rundir, store
-from penstock.workers.foundation import CannotStart, Foundation
+from penstock.workers.foundation import CONTROL, CannotStart, Foundation
 
 from ..support.procs import free_port
 
@@ -114,4 +115,44 @@ def test_without_room_for_the_segment_nameless_memory_serves(
     child = Segment.attach(made.segment.fd)
     assert store.read_current(made.folder, child).generation == 1
     child.close()
+    made.remove()
+
+
+def test_a_run_directory_is_mended_from_what_was_seen_last(tmp_path: Path) -> None:
+    made = Foundation.lay(_config(), tmp_path / "c.yaml", 1)
+    assert not made.mend()
+    following = store.following(_config(), made.current())
+    made.segment.publish_generation(2, store.write(made.folder, following))
+    assert made.current().generation == 2
+    owner = rundir.read_owner(made.folder)
+    shutil.rmtree(made.folder)
+    assert made.mend()
+    assert store.read_current(made.folder, made.segment) == following
+    assert rundir.read_owner(made.folder) == owner
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(made.folder / CONTROL))
+    assert not made.mend()
+    made.remove()
+
+
+def test_a_generation_that_was_never_seen_is_not_made_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = Foundation.lay(_config(), tmp_path / "c.yaml", 1)
+    made.segment.publish_generation(2, 0)
+    assert not made.mend()
+    assert "run_directory_lost" in caplog.text
+    assert not (made.folder / "config-2.msgpack").exists()
+    made.remove()
+
+
+def test_a_run_directory_that_somebody_else_put_there_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = Foundation.lay(_config(), tmp_path / "c.yaml", 1)
+    shutil.rmtree(made.folder)
+    made.folder.symlink_to(tmp_path)
+    assert not made.mend()
+    assert "run_directory_lost" in caplog.text
+    made.folder.unlink()
     made.remove()
