@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from time import perf_counter_ns
 from typing import Any
 
@@ -30,7 +30,9 @@ _JSON = ("content-type", "application/json")
 class App:
     """The RSGI application of one worker."""
 
-    def __init__(self, worker: Worker, admin: Callable[[Any, Any], Any] | None = None) -> None:
+    def __init__(
+        self, worker: Worker, admin: Callable[[Any, Any, str], Awaitable[int]] | None = None
+    ) -> None:
         self.worker = worker
         self._admin = admin
         self._loop = worker.loop
@@ -173,8 +175,7 @@ class App:
             await self.worker.pipeline.stored(stored, raw, exchange, exchange)
             return
         if self._admin is not None and self.worker.is_admin_path(path):
-            await self._admin(scope, proto)
-            exchange.status = 200
+            exchange.status = await self._admin(scope, proto, exchange.request_id)
             return
         raise Fault(Kind.NOT_FOUND, f"there is no {method} {path[:200]} here")
 

@@ -21,10 +21,10 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import uvloop
 
@@ -86,7 +86,7 @@ class Given:
     loop: asyncio.AbstractEventLoop
     clock: Callable[[], float]
     environ: Mapping[str, str]
-    forward: RsgiApp | None
+    forward: Callable[[Any, Any, str], Awaitable[int]] | None
     port: int | None = None
 
 

@@ -26,18 +26,24 @@ class Forward:
     def __init__(self, socket_path: Path) -> None:
         self._socket = str(socket_path)
 
-    async def serve(self, scope: Any, proto: Any) -> None:
-        """Answer one request for an admin path."""
+    async def serve(self, scope: Any, proto: Any, request_id: str) -> int:
+        """Answer one request for an admin path; returns the status that was sent."""
+        own = ("x-request-id", request_id)
+        # of an answer to HEAD the parser would wait for the body that its length announces
+        head = scope.method == "HEAD"
+        method = "GET" if head else scope.method
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                answer = await self._ask(scope.method, scope.path, scope.headers.get("authorization"))
+                answer = await self._ask(method, scope.path, scope.headers.get("authorization"))
         except (OSError, TimeoutError, httptools.HttpParserError):
             body = error_body(
                 "the controller does not answer; it is being replaced", "controller_unavailable"
             )
-            proto.response_bytes(503, [*ERROR_HEADERS, ("retry-after", "1")], body)
-            return
-        proto.response_bytes(answer.status, [("content-type", answer.content_type)], bytes(answer.body))
+            proto.response_bytes(503, [*ERROR_HEADERS, ("retry-after", "1"), own], b"" if head else body)
+            return 503
+        headers = [("content-type", answer.content_type), own]
+        proto.response_bytes(answer.status, headers, b"" if head else bytes(answer.body))
+        return answer.status
 
     async def _ask(self, method: str, path: str, authorization: str | None) -> _Answer:
         reader, writer = await asyncio.open_unix_connection(self._socket)
