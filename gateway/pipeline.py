@@ -317,7 +317,8 @@ class Pipeline:
         out: Out,
         life: Life,
     ) -> None:
-        events = is_event_stream(media)
+        # an error that calls itself an event stream passes as it is: it owes nobody a terminal event
+        events = 200 <= call.status < 300 and is_event_stream(media)
         life.status = call.status
         if call.complete and not events:
             out.respond(call.status, headers, call.body)

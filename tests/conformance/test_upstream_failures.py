@@ -112,6 +112,17 @@ SAID: tuple[tuple[bytes, bytes, bytes, bytes], ...] = (
 )
 """Status line, content type, body and further headers of answers that are no success."""
 
+ERROR_EVENT = b'data: {"detail":"boom"}'
+_ERROR_HEAD = b"HTTP/1.1 500 Internal Server Error\r\ncontent-type: text/event-stream\r\n"
+CALLED_EVENTS = {
+    "a short error called a stream": _ERROR_HEAD + b"content-length: 23\r\n\r\n" + ERROR_EVENT,
+    "a chunked error called a stream": _ERROR_HEAD
+    + b"transfer-encoding: chunked\r\n\r\n"
+    + chunk(ERROR_EVENT)
+    + chunk(b""),
+}
+"""Errors that have an event stream's type, and no terminal event."""
+
 CHUNKED_JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
 HALF = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
 
@@ -161,6 +172,8 @@ def house(simulated: None) -> Iterator[House]:
             open_room(what, script, then=then)
         for status, kind, body, headers in SAID:
             open_room(f"says {status.decode()}", reply(body, status=status, kind=kind, headers=headers))
+        for name, framing in CALLED_EVENTS.items():
+            open_room(name, framing)
         open_room("silent", b"", then=Then.HANG, first_byte_s=0.3)
         open_room("half and silent", HALF, then=Then.HANG, between_chunks_s=0.3)
         talk = (stream_head(), *[chunk(b": still here\n\n")] * 200)
@@ -238,6 +251,15 @@ def test_what_an_upstream_says_is_passed_on_with_its_status(
     assert response.headers["content-type"] == kind.decode()
     if headers:
         assert response.headers["retry-after"] == headers.split(b": ")[1].strip().decode()
+
+
+@pytest.mark.parametrize("what", CALLED_EVENTS)
+def test_an_error_that_calls_itself_an_event_stream_passes_byte_for_byte(house: House, what: str) -> None:
+    response = house.post(what, stream=True)
+    assert response.status_code == 500
+    assert response.headers["content-type"] == "text/event-stream"
+    assert response.content == ERROR_EVENT
+    assert house.count(what, 500) == 1
 
 
 @pytest.mark.parametrize("path", GENERATING)
