@@ -31,6 +31,7 @@ _SEAL_BYTES = 22
 _RECORD_BYTES = 16 << 10
 
 _UNCOUNTED_BYTES = 4 << 10  # as much per connection is not worth counting against limits.max_buffered
+_COUNTED_BYTES = 64 << 10  # longer bodies are counted in steps of this, as they arrive
 
 
 class Exchange(Life):
@@ -182,11 +183,11 @@ class Exchange(Life):
         limits = worker.fleet.config.limits
         if length is not None and length > limits.max_body:
             raise Fault(Kind.BODY_TOO_LARGE, f"the body is over limits.max_body ({limits.max_body} bytes)")
-        if length is None or length > _UNCOUNTED_BYTES:
-            self.held_bytes = worker.hold(length if length is not None else limits.max_body)
         listen = worker.fleet.config.listen
         self.body_by = self.began_s + listen.body_timeout_s
         if length is not None and length <= _WHOLE_BYTES:
+            if length > _UNCOUNTED_BYTES:
+                self.held_bytes = worker.hold(length)
             try:
                 raw.body = await self._proto()
             except ProtocolClosed:
@@ -204,7 +205,8 @@ class Exchange(Life):
         that it ends. One that broke off ends in one more; over HTTP/2 they never end when the connection is gone.
         """
         chunks: list[bytes] = []
-        size = empty = 0
+        size = empty = held = 0
+        hold = self._worker.hold
         allowed = 2 if self._scope.http_version == "2" else 1
         clock = self._worker.clock
         async for chunk in self._proto:
@@ -213,10 +215,16 @@ class Exchange(Life):
                 empty = 0
                 if size > limit:
                     raise Fault(Kind.BODY_TOO_LARGE, f"the body is over limits.max_body ({limit} bytes)")
+                if size > held and size > _UNCOUNTED_BYTES:
+                    held += hold(-(-(size - held) // _COUNTED_BYTES) * _COUNTED_BYTES)
+                    self.held_bytes = held
                 chunks.append(chunk)
                 self.body_by = min(clock() + idle_s, total_by)
             else:
                 empty += 1
                 if empty > allowed:
                     raise Fault(Kind.BODY_BROKEN, "the body broke off")
+        if held:  # of the last step, what did not come
+            self._worker.release(held - size)
+            self.held_bytes = size
         return b"".join(chunks)

@@ -17,12 +17,14 @@ from time import perf_counter_ns
 from ..cache.outcome import NoCache, Outcome
 from ..cache.rows import Tally, TallyRow
 from .admission import Admission
+from .buffers import Answer, Buffers
 from .dialects import WORDS
 from .endpoints import RESPONSES, Endpoint, StoredResponse
 from .errors import Fault, Kind
 from .faults import fault_of
 from .fingerprint import fingerprint
 from .fleet import Backend, Fleet, Model, Route
+from .gathered import Gathered
 from .lease import Lease
 from .metrics import PAUSES, RETRIES, UPSTREAM_FAULTS, Metrics
 from .parse import Parser, Request
@@ -71,6 +73,7 @@ class Pipeline:
         slot: int,
         sticky: Sticky,
         metrics: Metrics,
+        buffers: Buffers,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
         parser: Parser | None = None,
@@ -84,6 +87,7 @@ class Pipeline:
         self._slot = slot
         self._sticky = sticky
         self._metrics = metrics
+        self._buffers = buffers
         self._loop = loop
         self._clock = clock
         self._budget = RetryBudget()
@@ -331,7 +335,11 @@ class Pipeline:
             headers.append(("content-length", str(call.content_length)))
             await self._relay(Relay(call, out.stream(call.status, headers), None, self._loop), call, life)
         else:
-            out.respond(call.status, headers, await self._gather(call))
+            answer = self._buffers.answer(call)
+            try:
+                await self._whole(call, answer, headers, out, life)
+            finally:
+                answer.release()
 
     async def _stream(
         self, endpoint: Endpoint, call: Call, headers: list[tuple[str, str]], out: Out, life: Life
@@ -342,7 +350,7 @@ class Pipeline:
         if end.status != 200:
             life.status = end.status
 
-    async def _relay(self, relay: Relay, call: Call, life: Life) -> None:
+    async def _relay(self, relay: Relay, call: Call | Gathered, life: Life) -> None:
         life.relay = relay
         call.attach(relay)
         try:
@@ -353,10 +361,22 @@ class Pipeline:
         if fault is not None:
             raise fault
 
-    async def _gather(self, call: Call) -> bytes:
+    async def _whole(
+        self, call: Call, answer: Answer, headers: list[tuple[str, str]], out: Out, life: Life
+    ) -> None:
+        """Gather an answer of unknown length; a long one stays here, and counted, until its client takes it."""
+        body = await self._gather(call, answer)
+        if len(body) <= UNKNOWN_LIMIT_BYTES or out.acked() is None:
+            out.respond(call.status, headers, body)
+            return
+        headers.append(("content-length", str(len(body))))
+        gathered = Gathered(body)
+        await self._relay(Relay(gathered, out.stream(call.status, headers), None, self._loop), gathered, life)
+
+    async def _gather(self, call: Call, answer: Answer) -> bytes:
         limit = self.fleet.config.limits.max_response
         try:
-            return await call.read_all(limit)
+            return await call.read_all(limit, answer.arrived)
         except BodyTooLarge:
             raise Fault(
                 Kind.UPSTREAM_TOO_LARGE,

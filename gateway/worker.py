@@ -18,6 +18,7 @@ from ..cache.rows import CounterRow, Tally, TallyRow
 from ..cache.segment import Segment
 from ..cache.table import DOWN, BackendTable
 from .ack import AckMeter
+from .buffers import Buffers
 from .config import Published
 from .config.structs import Backend as BackendConfig
 from .config.structs import BackendTls, UpstreamSettings
@@ -40,8 +41,6 @@ TICK_S = 0.02
 _HEALTH_EVERY = 5  # ticks
 _SECOND = 50  # ticks
 _LAG_WINDOW = 500  # ticks
-#: Bodies over this always ask all workers what the node holds; smaller ones only once this worker holds much itself.
-_ASK_NODE_BYTES = 64 << 10
 
 
 class Worker:
@@ -79,8 +78,9 @@ class Worker:
         self._id_prefix = os.urandom(8).hex()
         self._ticks = 0
         self._lag_max_ns = 0
-        self._held = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self.buffers = Buffers(self._row, self._tally, published.config.limits.max_buffered, workers)
+        self.hold, self.release = self.buffers.hold, self.buffers.release
         self.fleet = build(published, environ, self._make_pool)
         self.pipeline = Pipeline(
             fleet=self.fleet,
@@ -89,6 +89,7 @@ class Worker:
             slot=slot,
             sticky=Sticky(segment.sticky),
             metrics=self.metrics,
+            buffers=self.buffers,
             loop=loop,
             clock=clock,
         )
@@ -100,26 +101,6 @@ class Worker:
     def new_request_id(self) -> str:
         """Unique on this node and, by 64 random bits a process, elsewhere."""
         return f"{self._id_prefix}{next(self._ids):012x}"
-
-    def hold(self, size: int) -> int:
-        """Count bytes about to be held for a body; raises :class:`Fault` 429 when the node holds too much."""
-        limit = self.fleet.config.limits.max_buffered
-        if (size > _ASK_NODE_BYTES or self._held > limit // (4 * self._workers)) and (
-            self._tally.held_total() + size > limit
-        ):
-            raise Fault(
-                Kind.BUFFERS_FULL,
-                "this node holds as many bytes as limits.max_buffered allows",
-                retry_after_s=1.0,
-            )
-        self._held += size
-        self._row.add_held(0, size)
-        return size
-
-    def release(self, size: int) -> None:
-        """Give them back."""
-        self._held -= size
-        self._row.add_held(0, -size)
 
     # ---- between requests
 
@@ -133,6 +114,7 @@ class Worker:
         self.watch.tick(now, fleet.config.listen.write_timeout_s)
         self.sweep.tick(now, fleet.config.listen)
         self.pipeline.admission.tick(now)
+        self.buffers.tick()
         for backend in fleet.backends:
             backend.pool.tick(now)
         if self._ticks % _HEALTH_EVERY == 0:
@@ -162,6 +144,7 @@ class Worker:
         old = self.fleet
         self.fleet = build(published, self._environ, self._make_pool, old)
         self.pipeline.fleet = self.fleet
+        self.buffers.limit_bytes = published.config.limits.max_buffered
         self._read_health()
         kept = {backend.pool for backend in self.fleet.backends}
         for backend in old.backends:

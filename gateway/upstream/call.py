@@ -7,6 +7,7 @@ back-pressure goes the other way by ``pause`` and ``resume``. Knows no pool, no 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -134,11 +135,12 @@ class Call:
             if self.connection is not None:
                 self.connection.resume()
 
-    async def read_all(self, limit_bytes: int) -> bytes:
+    async def read_all(self, limit_bytes: int, arrived: Callable[[int], None] | None = None) -> bytes:
         """The whole body. Raises UpstreamFault, or BodyTooLarge as soon as it is known to pass
         ``limit_bytes``.
 
-        The connection is dropped on either and when the caller is cancelled.
+        ``arrived`` hears how many bytes each read brought, unless the body was whole before; it may pause this
+        call. The connection is dropped on either and when the caller is cancelled.
         """
         if self.content_length is not None and self.content_length > limit_bytes:
             self.abort()
@@ -146,7 +148,7 @@ class Call:
         if self.complete and len(self.body) <= limit_bytes:
             body, self.body = self.body, b""
             return body
-        collector = _Collector(self, limit_bytes)
+        collector = _Collector(self, limit_bytes, arrived)
         try:
             self.attach(collector)
             return await collector.result
@@ -208,9 +210,10 @@ class Call:
 class _Collector:
     """The sink of ``read_all``."""
 
-    __slots__ = ("_call", "_limit_bytes", "_pieces", "_room", "result")
+    __slots__ = ("_arrived", "_call", "_limit_bytes", "_pieces", "_room", "result")
 
-    def __init__(self, call: Call, limit_bytes: int) -> None:
+    def __init__(self, call: Call, limit_bytes: int, arrived: Callable[[int], None] | None) -> None:
+        self._arrived = arrived
         self._call = call
         self._limit_bytes = limit_bytes
         self._room = limit_bytes
@@ -224,10 +227,14 @@ class _Collector:
             self._settle(BodyTooLarge(self._limit_bytes))
         else:
             self._pieces.append(data)
+            if self._arrived is not None:
+                self._arrived(len(data))
 
     def on_end(self) -> None:
         if not self.result.done():
-            self.result.set_result(b"".join(self._pieces))
+            body = b"".join(self._pieces)
+            self._pieces.clear()  # at once: not twice the body until the caller's turn comes
+            self.result.set_result(body)
 
     def on_fault(self, fault: UpstreamFault) -> None:
         self._settle(fault)

@@ -396,7 +396,7 @@ def test_bytes_held_for_bodies_are_bounded_and_given_back(sim: Simulator) -> Non
     settings = config(sim)
     settings["limits"] = {"max_buffered": "12MiB", "max_response": "12MiB"}
     with data_plane(settings) as plane, Wire(plane.port) as first:
-        first.send(request(headers={"content-length": str(9 << 20)}))
+        first.send(request(body=b" " * ((9 << 20) - 1), headers={"content-length": str(9 << 20)}))
         plane.wait_for(held=9 << 20)
         reply = error(ask(plane.port, body=chat(user="x" * (4 << 20))), 429, "buffers_full")
         assert reply.header("retry-after")
