@@ -45,8 +45,9 @@ class Gathered:
         self._push()
 
     def abort(self) -> None:
-        """Nobody wants the rest. Idempotent."""
+        """Nobody wants the rest: let go of it and of the sink, which refers back to this. Idempotent."""
         self._sink = None
+        self._body = b""
 
     def _push(self) -> None:
         while self._sink is not None and not self._paused:

@@ -371,7 +371,12 @@ class Pipeline:
             return
         headers.append(("content-length", str(len(body))))
         gathered = Gathered(body)
-        await self._relay(Relay(gathered, out.stream(call.status, headers), None, self._loop), gathered, life)
+        del body
+        try:
+            relay = Relay(gathered, out.stream(call.status, headers), None, self._loop)
+            await self._relay(relay, gathered, life)
+        finally:
+            gathered.abort()
 
     async def _gather(self, call: Call, answer: Answer) -> bytes:
         limit = self.fleet.config.limits.max_response

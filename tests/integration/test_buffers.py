@@ -1,5 +1,6 @@
 """What the node holds of bodies and answers is counted as it arrives, bounded, and given back on every path."""
 
+import gc
 import socket
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from typing import Any
 
 import msgspec
 import pytest
+
+from penstock.gateway.gathered import Gathered
 
 from ..support.dataplane import DataPlane, data_plane
 from ..support.sim import Simulator, simulator
@@ -80,6 +83,12 @@ def played(**listen: Any) -> Iterator[tuple[DataPlane, Backend, ExitStack]]:
 def asking(plane: DataPlane, clients: ExitStack, receive_buffer: int | None = None) -> Wire:
     wire = clients.enter_context(Wire(plane.port, receive_buffer=receive_buffer))
     return wire.send(request(body=chat()))
+
+
+def kept() -> list[int]:
+    """The sizes of answers that are in memory still."""
+    found = [one for one in gc.get_objects() if isinstance(one, Gathered)]
+    return [len(one._body) for one in found if one._body]
 
 
 # ---- requests
@@ -157,6 +166,22 @@ def test_an_answer_stays_counted_while_its_client_does_not_read_it() -> None:
         assert reply is not None
         assert (reply.complete, len(reply.body)) == (True, 10 * MIB)
         plane.wait_for(held=0)
+
+
+def test_an_answer_whose_client_left_is_freed_without_the_collector() -> None:
+    with played() as (plane, backend, clients):
+        wire = asking(plane, clients, receive_buffer=64 << 10)
+        backend.answer(chunk(10 * MIB), LAST)
+        plane.wait_for(held=10 * MIB, calls=0)
+        gc.collect()
+        gc.disable()
+        try:
+            assert plane.call(kept) == [10 * MIB]
+            wire.reset()
+            plane.wait_settled()
+            assert plane.call(kept) == []
+        finally:
+            gc.enable()
 
 
 def test_a_client_that_never_reads_its_gathered_answer_is_given_up() -> None:
