@@ -24,8 +24,8 @@ class Gathered:
 
     __slots__ = ("_at", "_body", "_paused", "_sink")
 
-    def __init__(self, body: bytes) -> None:
-        self._body = body
+    def __init__(self, body: bytes | bytearray) -> None:
+        self._body: bytes | bytearray = body
         self._at = 0
         self._paused = False
         self._sink: Sink | None = None
@@ -57,4 +57,4 @@ class Gathered:
                 sink.on_end()
                 return
             self._at = at + _PIECE_BYTES
-            sink.on_data(self._body[at : self._at])
+            sink.on_data(bytes(memoryview(self._body)[at : self._at]))

@@ -367,7 +367,7 @@ class Pipeline:
         """Gather an answer of unknown length; a long one stays here, and counted, until its client takes it."""
         body = await self._gather(call, answer)
         if len(body) <= UNKNOWN_LIMIT_BYTES or out.acked() is None:
-            out.respond(call.status, headers, body)
+            out.respond(call.status, headers, bytes(body))
             return
         headers.append(("content-length", str(len(body))))
         gathered = Gathered(body)
@@ -378,7 +378,7 @@ class Pipeline:
         finally:
             gathered.abort()
 
-    async def _gather(self, call: Call, answer: Answer) -> bytes:
+    async def _gather(self, call: Call, answer: Answer) -> bytes | bytearray:
         limit = self.fleet.config.limits.max_response
         try:
             return await call.read_all(limit, answer.arrived)

@@ -135,7 +135,9 @@ class Call:
             if self.connection is not None:
                 self.connection.resume()
 
-    async def read_all(self, limit_bytes: int, arrived: Callable[[int], None] | None = None) -> bytes:
+    async def read_all(
+        self, limit_bytes: int, arrived: Callable[[int], None] | None = None
+    ) -> bytes | bytearray:
         """The whole body. Raises UpstreamFault, or BodyTooLarge as soon as it is known to pass
         ``limit_bytes``.
 
@@ -210,15 +212,15 @@ class Call:
 class _Collector:
     """The sink of ``read_all``."""
 
-    __slots__ = ("_arrived", "_call", "_limit_bytes", "_pieces", "_room", "result")
+    __slots__ = ("_arrived", "_body", "_call", "_limit_bytes", "_room", "result")
 
     def __init__(self, call: Call, limit_bytes: int, arrived: Callable[[int], None] | None) -> None:
         self._arrived = arrived
         self._call = call
         self._limit_bytes = limit_bytes
         self._room = limit_bytes
-        self._pieces: list[bytes] = []
-        self.result: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._body = bytearray()  # grows in place: pieces would be there twice at the end, and leave holes
+        self.result: asyncio.Future[bytes | bytearray] = asyncio.get_running_loop().create_future()
 
     def on_data(self, data: bytes) -> None:
         self._room -= len(data)
@@ -226,15 +228,13 @@ class _Collector:
             self._call.abort()
             self._settle(BodyTooLarge(self._limit_bytes))
         else:
-            self._pieces.append(data)
+            self._body += data
             if self._arrived is not None:
                 self._arrived(len(data))
 
     def on_end(self) -> None:
         if not self.result.done():
-            body = b"".join(self._pieces)
-            self._pieces.clear()  # at once: not twice the body until the caller's turn comes
-            self.result.set_result(body)
+            self.result.set_result(self._body)
 
     def on_fault(self, fault: UpstreamFault) -> None:
         self._settle(fault)
