@@ -47,7 +47,8 @@ class Exchange(Life):
     held_bytes = 0
     aborted: Fault | None = None
     watching: asyncio.Task[None] | None = None
-    _transport: Any = None
+    #: the host's transport of a body that has begun; the body ends when nobody holds it any more
+    transport: Any = None
     _tls = False
     _seal_bytes = 0
 
@@ -88,13 +89,13 @@ class Exchange(Life):
         """Begin a response whose body follows by ``send``."""
         self._begin(status, headers)
         self._tls = self._scope.scheme == "https"
-        self._transport = self._proto.response_stream(status, headers)
+        self.transport = self._proto.response_stream(status, headers)
         return self
 
     def send(self, data: bytes) -> None:
         """Hand bytes to the server host, which never waits; raises :class:`ClientGone`."""
         try:
-            self._transport.send_bytes(data)  # eager: the awaitable it gives back is already done
+            self.transport.send_bytes(data)  # eager: the awaitable it gives back is already done
             if self._tls:
                 self._seal_bytes += _SEAL_BYTES * (1 + len(data) // _RECORD_BYTES)
         except ProtocolClosed:
@@ -112,7 +113,7 @@ class Exchange(Life):
         """End the body. The host does so when nobody holds its transport any more, and life and relay refer back
         to this exchange: without this the collector would have to come by first.
         """
-        self._transport = None
+        self.transport = None
         self.relay = None
 
     # ---- ended from outside

@@ -86,7 +86,7 @@ class App:
         if fault.kind is Kind.CLIENT_STALLED:
             # a clean end, read one day, would pass for success; where the host is faster than the reset, the frame
             # below is what is read before it
-            self.worker.sweep.condemn(exchange.client)
+            self.worker.sweep.condemn(exchange.client, exchange.transport)
         words = WORDS[exchange.dialect]
         if exchange.begun:
             relay = exchange.relay

@@ -70,9 +70,10 @@ class Sweep:
     def __init__(self, port: int, busy: Callable[[], list[str]]) -> None:
         self._port = port
         self._busy = busy
-        self._condemned: set[str] = set()
+        # clients whose connections are to be reset, with what must not be let go of before
+        self._condemned: dict[str, object] = {}
         # those of them that this look began with: it may have passed the others
-        self._doomed: set[str] = set()
+        self._doomed: dict[str, object] = {}
         # clients to be closed if the next look finds the same
         self._doubted: set[str] = set()
         self._doubted_before: set[str] = set()
@@ -89,9 +90,12 @@ class Sweep:
             self._h2.clear()
         self._h2.add(_port(client))
 
-    def condemn(self, client: str) -> None:
-        """Reset this client's connection, at once but for the look that finds it."""
-        self._condemned.add(client)
+    def condemn(self, client: str, held: object = None) -> None:
+        """Reset this client's connection, at once but for the look that finds it.
+
+        ``held`` is kept until then: the server host would end the connection cleanly when it lost its transport.
+        """
+        self._condemned[client] = held
         self._next_s = 0.0
 
     def close(self) -> None:
@@ -118,7 +122,7 @@ class Sweep:
                 )  # read as it is gone through: all at once takes 40 ms
             except OSError:
                 return  # out of descriptors: later
-            self._doomed, self._condemned = self._condemned, set()
+            self._doomed, self._condemned = self._condemned, {}
         part = [int(entry.name) for entry in islice(self._scan, SLICE)]
         busy: set[str] | None = None
         for fd in part:
