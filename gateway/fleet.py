@@ -15,6 +15,7 @@ from .config import Config, Published
 from .config.structs import Backend as BackendConfig
 from .config.structs import UpstreamSettings
 from .endpoints import Endpoint
+from .errors import Fault, Kind
 from .fingerprint import KEY_SCHEMA
 from .upstream.call import CallTimeouts
 from .upstream.origin import Origin
@@ -150,6 +151,18 @@ class Fleet:
         for model in models:
             for alias in config.models[model.name].aliases:
                 self.routes[alias] = Route(model, Alias(alias, model.name))
+
+    def route(self, name: str) -> Route:
+        """Where a model or alias leads; raises :class:`Fault` 404 for a name that was never configured."""
+        route = self.routes.get(name)
+        if route is None:
+            names = ", ".join(list(self.routes)[:50])
+            raise Fault(
+                Kind.MODEL_NOT_FOUND,
+                f"the model '{name[:200]}' does not exist; there are: {names}",
+                param="model",
+            )
+        return route
 
 
 MakePool = Callable[[BackendConfig, UpstreamSettings], Pool]

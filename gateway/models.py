@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import msgspec
 
-from .errors import Fault, Kind
 from .fleet import Fleet, Route
 
 
@@ -32,13 +31,5 @@ def list_models(fleet: Fleet) -> bytes:
 
 
 def show_model(fleet: Fleet, name: str) -> bytes:
-    """One model or alias; raises :class:`Fault` 404 for a name that was never configured."""
-    route = fleet.routes.get(name)
-    if route is None:
-        names = ", ".join(list(fleet.routes)[:50])
-        raise Fault(
-            Kind.MODEL_NOT_FOUND,
-            f"the model '{name[:200]}' does not exist; there are: {names}",
-            param="model",
-        )
-    return msgspec.json.encode(_card(name, route))
+    """One model or alias; raises ``Fault`` 404 for a name that was never configured."""
+    return msgspec.json.encode(_card(name, fleet.route(name)))

@@ -23,7 +23,7 @@ from .endpoints import RESPONSES, Endpoint, StoredResponse
 from .errors import Fault, Kind
 from .faults import fault_of
 from .fingerprint import fingerprint
-from .fleet import Backend, Fleet, Model, Route
+from .fleet import Backend, Fleet, Model
 from .gathered import Gathered
 from .lease import Lease
 from .metrics import PAUSES, RETRIES, UPSTREAM_FAULTS, Metrics
@@ -99,7 +99,7 @@ class Pipeline:
     async def serve(self, endpoint: Endpoint, raw: RawRequest, out: Out, life: Life) -> None:
         """Answer one request to a proxied endpoint; raises :class:`Fault` for what the client must be told."""
         request = self._parser.parse(endpoint, raw)
-        route = self._route(request)
+        route = self.fleet.route(request.model)
         model = route.model
         life.model = model.name
         key = fingerprint(request, model.key_head(endpoint, TENANT), model.name, raw.query)
@@ -167,18 +167,7 @@ class Pipeline:
                 self.admission.leave(model)
         raise failed or Fault(Kind.NOT_FOUND, f"no backend has a response with the id '{stored.id}'")
 
-    # ---- route, admit, choose
-
-    def _route(self, request: Request) -> Route:
-        route = self.fleet.routes.get(request.model)
-        if route is None:
-            names = ", ".join(list(self.fleet.routes)[:50])
-            raise Fault(
-                Kind.MODEL_NOT_FOUND,
-                f"the model '{request.model[:200]}' does not exist; there are: {names}",
-                param="model",
-            )
-        return route
+    # ---- admit, choose
 
     async def _queue(self, model: Model, life: Life) -> None:
         started = perf_counter_ns()
