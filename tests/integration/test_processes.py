@@ -1,5 +1,6 @@
 """The supervisor and its processes: what they are given, how they are replaced, told and ended."""
 
+import contextlib
 import json
 import os
 import re
@@ -64,9 +65,10 @@ def _listening_sockets(pid: int) -> set[str]:
     }
     mine = set()
     for fd in Path(f"/proc/{pid}/fd").iterdir():
-        match = re.match(r"socket:\[(\d+)\]", os.readlink(fd))
-        if match:
-            mine.add(match[1])
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            match = re.match(r"socket:\[(\d+)\]", os.readlink(fd))
+            if match:
+                mine.add(match[1])
     return mine & listening
 
 
