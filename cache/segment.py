@@ -11,8 +11,6 @@ Ownership is a pid and that process's start time, because a pid alone is reused.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import mmap
 import os
 import struct
@@ -41,28 +39,13 @@ from .layout import (
 )
 from .locks import Stripes
 
+# Named here too: whoever opens a segment meets them.
+from .memory import NoRoom as NoRoom
+from .memory import NotReady as NotReady
+from .memory import WrongVersion as WrongVersion
+from .memory import allocate
+
 _GEOMETRY = struct.Struct("@7Q")  # slots .. arena_bytes, then the size of the file
-_MIB = 1024 * 1024
-
-
-class NotReady(Exception):
-    """The segment is there, but its creator has not published it (yet)."""
-
-
-class WrongVersion(Exception):
-    """The segment is another layout's, or no segment of ours."""
-
-
-class NoRoom(Exception):
-    """The file system cannot hold the segment. `needed_bytes`; `free_bytes`, None where it does not say."""
-
-    def __init__(self, where: str, needed_bytes: int, free_bytes: int | None) -> None:
-        free = "too little is" if free_bytes is None else f"{free_bytes / _MIB:.1f} MiB are"
-        super().__init__(
-            f"the shared segment needs {needed_bytes / _MIB:.1f} MiB in {where}, where {free} free"
-        )
-        self.needed_bytes = needed_bytes
-        self.free_bytes = free_bytes
 
 
 class Cells(Protocol):
@@ -105,7 +88,7 @@ class Segment:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             os.fchmod(fd, 0o600)
-            _allocate(fd, Layout.of(geometry).total_bytes, path)
+            allocate(fd, Layout.of(geometry).total_bytes, path)
             segment = cls(fd, geometry)
         except BaseException:
             os.close(fd)
@@ -221,23 +204,6 @@ def _shape(geometry: Geometry) -> tuple[int, ...]:
     g = geometry
     total_bytes = Layout.of(geometry).total_bytes
     return g.slots, g.backends, g.models, g.counter_bytes, g.gates, g.arena_bytes, total_bytes
-
-
-def _allocate(fd: int, size_bytes: int, path: str | None) -> None:
-    """Reserve every page, so that no later store can die of SIGBUS; fix the size of a memfd for good."""
-    free_bytes = None
-    if path is not None:
-        stat = os.fstatvfs(fd)
-        free_bytes = stat.f_bavail * stat.f_frsize if stat.f_blocks else None
-    try:
-        os.posix_fallocate(fd, 0, size_bytes)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG):
-            where = "memory" if path is None else os.path.dirname(path) or "."
-            raise NoRoom(where, size_bytes, free_bytes) from error
-        raise
-    if path is None:
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
 
 
 def _read_header(fd: int) -> Geometry:
