@@ -146,7 +146,10 @@ def changed(old: object, new: object, prefix: str = "") -> list[str]:
     return [path for name, (a, b) in pairs.items() for path in changed(a, b, f"{join}{name}")]
 
 
-RESTART = ("listen.host", "listen.port", "listen.uds", "admin", "workers.count", "workers.cores")
+RESTART = (
+    *("listen.host", "listen.port", "listen.uds", "admin", "workers.count", "workers.cores"),
+    *("cache.l1.size", "cache.l1.max_entry", "cache.l1.keep", "cache.l2"),
+)
 """Keys that only a new start applies."""
 ROLL = ("listen.http", "listen.tls", "listen.max_connections", "listen.read_timeout_s", "listen.keep_alive_s")
 """Keys that a rolling restart applies."""

@@ -1,15 +1,14 @@
 """Configuration: the Struct tree, reading and checking a file, its JSON Schema, its travelling form."""
 
+from .cache import L1, L2, Cache, ModelCache, RedisTls
 from .check import Machine, is_loopback, tls_fault
 from .faults import ConfigError
+from .fields import GIB, KIB, MIB, CacheMode
 from .load import load, schema
 from .snapshot import Published, from_snapshot, pack, snapshot, unpack
 from .structs import (
-    GIB,
-    KIB,
     MAX_BACKENDS,
     MAX_MODELS,
-    MIB,
     Admin,
     Backend,
     BackendTls,
@@ -29,12 +28,16 @@ from .structs import (
 __all__ = [
     "GIB",
     "KIB",
+    "L1",
+    "L2",
     "MAX_BACKENDS",
     "MAX_MODELS",
     "MIB",
     "Admin",
     "Backend",
     "BackendTls",
+    "Cache",
+    "CacheMode",
     "Config",
     "ConfigError",
     "Connections",
@@ -44,7 +47,9 @@ __all__ = [
     "Log",
     "Machine",
     "Model",
+    "ModelCache",
     "Published",
+    "RedisTls",
     "Timeouts",
     "Tls",
     "UpstreamSettings",

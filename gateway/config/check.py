@@ -16,6 +16,7 @@ from .faults import ConfigError
 from .structs import MAX_BACKENDS, MAX_MODELS, Backend, Config, Listen, Model, Tls
 
 _SPARE_DESCRIPTORS = 128
+MIN_L1_ENTRIES = 8
 _MAX_SOCKET_PATH_BYTES = 107
 _MAX_NAME_CHARS = 256
 _WILDCARDS = ("0.0.0.0", "::")
@@ -99,6 +100,7 @@ class _Check:
         self._listeners(config)
         self._workers(config)
         self._limits(config)
+        self._cache(config)
         self._names(config)
         for name, model in config.models.items():
             self._backends(f"$.models.{name}", model, config.listen)
@@ -175,6 +177,61 @@ class _Check:
             raise self._fail(
                 "$.upstream.connections.min_idle", "larger than `max_idle`", "lower it, or raise `max_idle`"
             )
+
+    def _cache(self, config: Config) -> None:
+        l1, l2 = config.cache.l1, config.cache.l2
+        if l1.size and l1.size < MIN_L1_ENTRIES * l1.max_entry:
+            raise self._fail(
+                "$.cache.l1.size",
+                f"holds fewer than {MIN_L1_ENTRIES} answers of `max_entry`",
+                "raise it, or lower `cache.l1.max_entry`",
+            )
+        if l1.keep and l1.size == 0:
+            raise self._fail("$.cache.l1.keep", "there is nothing to keep", "give `size`, or remove `keep`")
+        if l2 is None:
+            return
+        path = "$.cache.l2"
+        parts = urlsplit(l2.url)
+        try:
+            port = parts.port
+        except ValueError:
+            port = 0
+        if parts.scheme not in ("redis", "rediss") or not parts.hostname or port == 0:
+            raise self._fail(f"{path}.url", "not the URL of a Redis", "write redis://host:6379/0")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise self._fail(
+                f"{path}.url",
+                "a user, a password or a query in a URL",
+                "use `username` and `password_env`",
+            )
+        database = parts.path.strip("/")
+        if database and not (database.isascii() and database.isdigit()):
+            raise self._fail(
+                f"{path}.url", f"{database} is not a database's number", "write redis://host:6379/0"
+            )
+        if l2.topology == "cluster" and database not in ("", "0"):
+            raise self._fail(f"{path}.url", "a cluster has database 0 alone", "end the URL after the port")
+        if l2.topology == "sentinel" and not l2.nodes:
+            raise self._fail(path, "`nodes` is missing", "name the sentinels, host:port each")
+        if l2.topology == "single" and l2.nodes:
+            raise self._fail(f"{path}.nodes", "of no use with one server", "remove them, or give `topology`")
+        for index, node in enumerate(l2.nodes):
+            host, _, number = node.rpartition(":")
+            if not host or not number.isdigit() or not 1 <= int(number) <= 65_535:
+                raise self._fail(
+                    f"{path}.nodes[{index}]", f"{node} is not host:port", "write sentinel-1:26379"
+                )
+        self._secret(f"{path}.password_env", l2.password_env)
+        if l2.tls is None:
+            return
+        if parts.scheme != "rediss":
+            raise self._fail(f"{path}.tls", "the URL is not rediss", "write rediss:// in it, or remove `tls`")
+        for key in ("ca", "cert", "key"):
+            file = getattr(l2.tls, key)
+            if file is not None:
+                self._readable(f"{path}.tls.{key}", file)
+        if (l2.tls.cert is None) is not (l2.tls.key is None):
+            raise self._fail(f"{path}.tls", "`cert` and `key` need each other", "give both, or neither")
 
     def _names(self, config: Config) -> None:
         if len(config.models) > MAX_MODELS:

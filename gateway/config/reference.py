@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
+from .fields import GIB, KIB, MIB
 from .load import schema
-from .structs import GIB, KIB, MIB, Config
+from .structs import Config
 
 _HEAD = """\
 # Configuration
@@ -33,9 +34,10 @@ once, between requests; the log names those that need more:
 |---|---|
 | `penstock restart`, after the SIGHUP | \
 `listen.http`, `listen.tls`, `listen.max_connections`, `listen.read_timeout_s`, `listen.keep_alive_s` |
-| a new start | `listen.host`, `listen.port`, `listen.uds`, `admin`, `workers.count`, `workers.cores` |
+| a new start | `listen.host`, `listen.port`, `listen.uds`, `admin`, `workers.count`, `workers.cores`, \
+`cache.l1.size`, `cache.l1.max_entry`, `cache.l1.keep`, `cache.l2` |
 
-This page is made from the Structs in `gateway/config/structs.py` by `make docs`.
+This page is made from the Structs in `gateway/config` by `make docs`.
 """
 
 

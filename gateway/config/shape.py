@@ -15,7 +15,8 @@ import msgspec
 from msgspec import inspect
 
 from .faults import ConfigError, did_you_mean, show
-from .structs import GIB, HEALTH_PATH, KIB, MIB, Config
+from .fields import GIB, HEALTH_PATH, KIB, MIB
+from .structs import Config
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(B|KiB|MiB|GiB)")
 _FACTORS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}

@@ -12,34 +12,11 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from .cache import Cache, ModelCache
+from .fields import GIB, HEALTH_PATH, MIB, Duration, Env, EnvName, Port, Size, Wait
+
 MAX_BACKENDS = 256
 MAX_MODELS = 256
-
-KIB = 1024
-MIB = 1024 * KIB
-GIB = 1024 * MIB
-
-HEALTH_PATH = r"^/[!-~]*$"
-_ENV = {"env": True}
-_SIZE = {"size": True}
-
-Env = Annotated[str, Meta(min_length=1, extra=_ENV)]
-Size = Annotated[
-    int,
-    Meta(
-        ge=1,
-        extra=_SIZE,
-        extra_json_schema={
-            "type": ["integer", "string"],
-            "minimum": 1,
-            "pattern": r"^[0-9]+(\.[0-9]+)? ?(B|KiB|MiB|GiB)$",
-        },
-    ),
-]
-Port = Annotated[int, Meta(ge=1, le=65_535)]
-Duration = Annotated[float, Meta(gt=0, le=86_400)]
-Wait = Annotated[float, Meta(ge=0, le=86_400)]
-EnvName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class Tls(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -272,6 +249,7 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = 1000
     queue_timeout_s: Annotated[Duration, Meta(description="A request that waited this long gets 504.")] = 60.0
     timeouts: Annotated[Timeouts, Meta(description="Deadlines towards its backends.")] = Timeouts()
+    cache: Annotated[ModelCache | None, Meta(description="What differs from `cache` for this model.")] = None
     max_model_len: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(description="Context length in tokens, told to clients in `/v1/models`."),
@@ -286,6 +264,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     admin: Annotated[Admin, Meta(description="The admin port.")] = Admin()
     workers: Annotated[Workers, Meta(description="Processes and the drain.")] = Workers()
     limits: Annotated[Limits, Meta(description="Bounds on memory.")] = Limits()
+    cache: Annotated[Cache, Meta(description="Answers that are kept.")] = Cache()
     health: Annotated[Health, Meta(description="Probes of backends.")] = Health()
     log: Annotated[Log, Meta(description="The log.")] = Log()
     upstream: Annotated[UpstreamSettings, Meta(description="Connections to backends.")] = UpstreamSettings()

@@ -108,7 +108,7 @@ def test_the_reference_names_the_keys_that_a_reload_does_not_apply():
         line for line in markdown().splitlines() if line.startswith(("| `penstock restart`", "| a new start"))
     ]
     assert [
-        tuple(re.findall("`([a-z_.]+)`", row.partition("| ")[2].partition(" | ")[2])) for row in rows
+        tuple(re.findall("`([a-z0-9_.]+)`", row.partition("| ")[2].partition(" | ")[2])) for row in rows
     ] == [ROLL, RESTART]
 
 

@@ -84,6 +84,40 @@ def test_an_alias_of_yaml_may_share_settings_between_models():
 
 # What is written, and the refusal: the place, what is wrong there, the likely fix.
 BROKEN = [
+    (
+        MODEL + "cache: {l1: {size: 1MiB}}",
+        "$.cache.l1.size: holds fewer than 8 answers of `max_entry`; raise it, or lower",
+    ),
+    (MODEL + "cache: {l1: {size: 0, keep: true}}", "$.cache.l1.keep: there is nothing to keep"),
+    (MODEL + "cache: {l1: {max_entry: 4MiB}}", "$.cache.l1.max_entry: 4194304 is out of bounds"),
+    (MODEL + "cache: {mode: some}", "$.cache.mode: 'some' is not one of the choices; the choices are"),
+    (MODEL + "cache: {l2: {}}", "$.cache.l2: `url` is missing"),
+    (MODEL + "cache: {l2: {url: http://r}}", "$.cache.l2.url: not the URL of a Redis"),
+    (MODEL + "cache: {l2: {url: 'redis://:pw@r'}}", "$.cache.l2.url: a user, a password or a query"),
+    (MODEL + "cache: {l2: {url: redis://r/x}}", "$.cache.l2.url: x is not a database's number"),
+    (
+        MODEL + "cache: {l2: {url: redis://r/1, topology: cluster}}",
+        "$.cache.l2.url: a cluster has database 0 alone",
+    ),
+    (MODEL + "cache: {l2: {url: redis://r, topology: sentinel}}", "$.cache.l2: `nodes` is missing"),
+    (MODEL + "cache: {l2: {url: redis://r, nodes: ['a:1']}}", "$.cache.l2.nodes: of no use with one server"),
+    (
+        MODEL + "cache: {l2: {url: redis://r, topology: cluster, nodes: [a]}}",
+        "$.cache.l2.nodes[0]: a is not host:port",
+    ),
+    (
+        MODEL + "cache: {l2: {url: redis://r, password_env: NOPE}}",
+        "$.cache.l2.password_env: environment variable NOPE is not set",
+    ),
+    (MODEL + "cache: {l2: {url: redis://r, tls: {}}}", "$.cache.l2.tls: the URL is not rediss"),
+    (
+        MODEL + "cache: {l2: {url: rediss://r, tls: {ca: /nowhere.pem}}}",
+        "$.cache.l2.tls.ca: cannot read /nowhere.pem",
+    ),
+    (
+        MODEL + "cache: {l2: {url: rediss://r, tls: {cert: /dev/null}}}",
+        "$.cache.l2.tls: `cert` and `key` need each other",
+    ),
     ("", "$: the file is empty; start from penstock.example.yaml"),
     ("just words", "$: not a mapping of keys to values; write `models:` at the top"),
     ("models: [1, 2", "line 2, column 1: not YAML: did not find expected ',' or ']'; check quotes"),

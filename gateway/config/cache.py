@@ -1,0 +1,104 @@
+"""The part of the configuration tree that is about cached answers; `structs` says what goes for all of it."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from .fields import KIB, MIB, CacheMode, Duration, Env, EnvName, Size, sized
+
+#: The most that an index of L1 can name is 4 MiB; an answer comes with its headers and a head of its own.
+MAX_ENTRY = 3584 * KIB
+
+
+class L1(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Answers in memory that all workers of the node share."""
+
+    size: Annotated[
+        Annotated[int, sized(0)] | None,
+        Meta(
+            description="Allocated in full at start; 0: no such memory. Absent: the least of 4 GiB, a quarter of "
+            "the cgroup's memory and 80 % of what is free in /dev/shm."
+        ),
+    ] = None
+    ttl_s: Annotated[Duration, Meta(description="How long an answer is kept here at most.")] = 300.0
+    max_entry: Annotated[
+        Annotated[int, sized(KIB, MAX_ENTRY)],
+        Meta(description="A longer answer is not cached anywhere; at most 3.5 MiB."),
+    ] = 2 * MIB
+    keep: Annotated[
+        bool, Meta(description="Keep the entries over a restart of the whole gateway, in /dev/shm.")
+    ] = False
+
+
+class RedisTls(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """For `rediss` URLs: how the server is verified, and what is shown to it."""
+
+    ca: Annotated[Env | None, Meta(description="PEM file of trusted authorities. Absent: the system's.")] = (
+        None
+    )
+    cert: Annotated[Env | None, Meta(description="PEM file of the client's certificate.")] = None
+    key: Annotated[Env | None, Meta(description="PEM file of its private key.")] = None
+
+
+class L2(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A Redis behind the shared memory, for all nodes."""
+
+    url: Annotated[
+        Env,
+        Meta(
+            description="`redis://host:port/db`, or `rediss://` for TLS; no user or password in it. With Sentinel "
+            "the host is the service's name."
+        ),
+    ]
+    topology: Annotated[
+        Literal["single", "sentinel", "cluster"], Meta(description="What answers at the URL.")
+    ] = "single"
+    nodes: Annotated[
+        tuple[Env, ...],
+        Meta(description="`host:port` of the sentinels, or of further nodes of the cluster."),
+    ] = ()
+    username: Annotated[Env | None, Meta(description="ACL user. Absent: the default user.")] = None
+    password_env: Annotated[
+        EnvName | None, Meta(description="Name of the environment variable that holds the password.")
+    ] = None
+    tls: Annotated[RedisTls | None, Meta(description="For `rediss` URLs.")] = None
+    prefix: Annotated[
+        Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")],
+        Meta(description="What every key begins with; nodes that share answers have the same."),
+    ] = "penstock"
+    ttl_s: Annotated[
+        Duration, Meta(description="How long an answer is kept there, give or take a tenth.")
+    ] = 3600.0
+    deadline_ms: Annotated[
+        float, Meta(gt=0, le=10_000, description="A look-up that takes longer counts as a miss.")
+    ] = 10.0
+    lease_ms: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=600_000,
+            description="How long other nodes wait for the node that asks upstream, before they ask too; "
+            "0: they never wait.",
+        ),
+    ] = 2000
+    compress_above: Annotated[Size, Meta(description="Longer entries are compressed with zstd.")] = 1 * KIB
+
+
+class Cache(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which answers are kept, and where."""
+
+    mode: Annotated[
+        CacheMode,
+        Meta(
+            description="`deterministic`: temperature 0, a seed, or an endpoint without sampling. `all`: every "
+            "request. `opt_in`: those that ask for it. `off`: none."
+        ),
+    ] = "deterministic"
+    l1: Annotated[L1, Meta(description="Shared memory.")] = L1()
+    l2: Annotated[L2 | None, Meta(description="Redis. Absent: none.")] = None
+
+
+class ModelCache(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What differs for one model."""
+
+    mode: Annotated[CacheMode, Meta(description="Instead of `cache.mode`.")]
