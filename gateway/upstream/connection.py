@@ -89,7 +89,13 @@ class Connection(asyncio.Protocol):
         return self._reader.keep_alive_s
 
     def start(
-        self, head: bytes, body: bytes | None, timeouts: CallTimeouts, now: float, total_deadline: float
+        self,
+        head: bytes,
+        body: bytes | None,
+        timeouts: CallTimeouts,
+        now: float,
+        total_deadline: float,
+        cuts: list[int] | None = None,
     ) -> tuple[Call, asyncio.Future[None]]:
         """Write the request in one go and expect its response. ``body`` itself is passed on, not a copy."""
         transport = self._transport
@@ -97,7 +103,7 @@ class Connection(asyncio.Protocol):
         if not self._reading:
             self._reading = True
             transport.resume_reading()
-        self._reader.begin()
+        self._reader.begin(cuts)
         waiter = self._loop.create_future()
         call = Call(self, waiter, self.served > 0, timeouts.between_chunks_s, total_deadline)
         self._call = call
@@ -181,9 +187,8 @@ class Connection(asyncio.Protocol):
         try:
             reader.feed(data)
         except Refused as refused:
-            pieces = reader.pieces
-            if pieces and call.waiter is None:
-                call.push(_take(pieces))
+            if reader.pieces and call.waiter is None:
+                call.push(reader.take())
             # the sink may have aborted the call just now
             if self._call is call:
                 self._fail(call, refused.kind, refused.detail)
@@ -191,14 +196,13 @@ class Connection(asyncio.Protocol):
         if reader.done:
             self._complete(call, reader.reusable)
             return
-        pieces = reader.pieces
-        if not pieces:
+        if not reader.pieces:
             return
         call.got_body = True
         waiter = call.waiter
         if waiter is None:
             self._expect_more(call)
-            if call.push(_take(pieces)):
+            if call.push(reader.take()):
                 self.pause()
             return
         length = reader.content_length
@@ -206,7 +210,7 @@ class Connection(asyncio.Protocol):
         if length is not None and length <= WHOLE_BYTES:
             return
         self._fill_head(call)
-        call.body = body = _take(pieces)
+        call.body = body = reader.take()
         call.waiter = None
         if not waiter.done():
             waiter.set_result(None)
@@ -246,8 +250,8 @@ class Connection(asyncio.Protocol):
         call.chunked = reader.chunked
 
     def _complete(self, call: Call, reusable: bool) -> None:
-        pieces = self._reader.pieces
-        body = _take(pieces) if pieces else b""
+        reader = self._reader
+        body = reader.take() if reader.pieces else b""
         self._call = None
         self.deadline = _NEVER
         self.served += 1
@@ -282,10 +286,3 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         call.fail(UpstreamFault(kind, detail, reused=call.reused, got_bytes=call.got_bytes))
-
-
-def _take(pieces: list[bytes]) -> bytes:
-    """All pieces as one object, and the list empty again; a single piece is not copied."""
-    data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    pieces.clear()
-    return data

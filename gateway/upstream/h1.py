@@ -17,6 +17,8 @@ HEAD_LIMIT_BYTES = 64 * 1024
 FIELD_LIMIT = 128
 #: informational responses accepted before the final one
 INTERIM_LIMIT = 16
+#: chunk ends noted of one body
+MAX_CUTS = 1 << 16
 
 
 class Refused(Exception):
@@ -42,13 +44,16 @@ class ResponseReader:
     __slots__ = (
         "__weakref__",
         "_barren_bytes",
+        "_counted",
         "_fault",
         "_feed",
         "_interim",
         "_parser",
+        "_taken",
         "_trailer_fields",
         "chunked",
         "content_length",
+        "cuts",
         "done",
         "excess",
         "head_done",
@@ -67,12 +72,17 @@ class ResponseReader:
         self._parser: Any = httptools.HttpResponseParser(self)
         self._feed: Any = self._parser.feed_data
         self.keep_alive_s: float | None = None
+        #: where chunks end, as offsets in the body, for whoever set a list here; None again past MAX_CUTS
+        self.cuts: list[int] | None = None
+        self._counted = self._taken = 0
         self.done = True
         self.begin()
         self.done = True
 
-    def begin(self) -> None:
-        """Expect one response."""
+    def begin(self, cuts: list[int] | None = None) -> None:
+        """Expect one response, and note in ``cuts`` where the chunks of its body end."""
+        self.cuts = cuts
+        self._counted = self._taken = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.status = 0
         self.content_length: int | None = None
@@ -110,6 +120,22 @@ class ResponseReader:
                 )
         else:
             self._barren_bytes = 0
+
+    def take(self) -> bytes:
+        """All pieces as one object, and the list empty again; a single piece is not copied."""
+        pieces = self.pieces
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if self.cuts is not None:
+            self._count()
+            self._counted = 0
+        pieces.clear()
+        return data
+
+    def _count(self) -> None:
+        pieces = self.pieces
+        for piece in pieces[self._counted :]:
+            self._taken += len(piece)
+        self._counted = len(pieces)
 
     def eof(self) -> bool:
         """The peer ended the connection. True when that is how this response's body ends."""
@@ -175,6 +201,15 @@ class ResponseReader:
         self.status = status
         self.keep_alive = parser.should_keep_alive()
         self.head_done = True
+
+    def on_chunk_complete(self) -> None:
+        cuts = self.cuts
+        if cuts is not None and not self.done:
+            self._count()
+            if len(cuts) >= MAX_CUTS:
+                self.cuts = None
+            elif not cuts or cuts[-1] != self._taken:  # the last chunk is empty
+                cuts.append(self._taken)
 
     def on_message_complete(self) -> None:
         if self.head_done:

@@ -82,14 +82,16 @@ class Pool:
         *,
         total_started: float | None = None,
         fresh: bool = False,
+        cuts: list[int] | None = None,
     ) -> Call:
         """Send a request and wait for its response to begin, or to be whole.
 
         ``head`` is the request's head with its final empty line, ``body`` exactly what its Content-Length
         says. A response announced with at most 64 KiB, without a body, or ended within the read that began it
         comes back ``complete``; any other comes back with its first body bytes. ``total_started`` is when
-        ``total_s`` began, on the pool's clock (default: now); ``fresh`` forces a new connection. Raises
-        UpstreamFault. Cancelling closes the connection and leaves nothing behind.
+        ``total_s`` began, on the pool's clock (default: now); ``fresh`` forces a new connection; ``cuts`` is
+        filled with the offsets at which the server's chunks end, :data:`penstock.gateway.upstream.h1.MAX_CUTS`
+        at most. Raises UpstreamFault. Cancelling closes the connection and leaves nothing behind.
         """
         now = self._clock()
         total_s = timeouts.total_s
@@ -102,7 +104,7 @@ class Pool:
             if not connection.usable:
                 raise UpstreamFault(FaultKind.CONNECT_FAILED, "closed as soon as it was open")
             now = self._clock()
-        call, waiter = connection.start(head, body, timeouts, now, total_deadline)
+        call, waiter = connection.start(head, body, timeouts, now, total_deadline, cuts)
         self._active.add(connection)
         try:
             await waiter

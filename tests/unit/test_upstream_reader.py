@@ -1,5 +1,6 @@
 """The response reader: what it accepts, what it refuses, and that the split of the bytes changes nothing."""
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -7,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.gateway.upstream.fault import FaultKind
-from penstock.gateway.upstream.h1 import FIELD_LIMIT, HEAD_LIMIT_BYTES, INTERIM_LIMIT, Refused, ResponseReader
+from penstock.gateway.upstream.h1 import (
+    FIELD_LIMIT,
+    HEAD_LIMIT_BYTES,
+    INTERIM_LIMIT,
+    MAX_CUTS,
+    Refused,
+    ResponseReader,
+)
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
@@ -365,3 +373,34 @@ def test_trailing_garbage_never_changes_a_complete_response(
         assert dirty == clean
         # the grammar skips empty lines between messages; anything else is somebody's invention
         assert not reader.reusable or not garbage.strip(b"\r\n")
+
+
+@given(
+    chunks=st.lists(st.binary(min_size=1, max_size=40), max_size=20),
+    edges=st.lists(st.integers(0, 2000), max_size=12),
+)
+def test_chunk_ends_are_noted_however_the_bytes_are_split(chunks: list[bytes], edges: list[int]) -> None:
+    framed = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
+    data = OK + b"Transfer-Encoding: chunked\r\n\r\n" + framed + b"0\r\n\r\n"
+    at = sorted({0, len(data), *(edge for edge in edges if edge < len(data))})
+    reader = ResponseReader()
+    for _ in range(2):  # the second response of a connection begins at 0 again
+        cuts: list[int] = []
+        reader.begin(cuts)
+        body = b""
+        for start, end in itertools.pairwise(at):
+            reader.feed(data[start:end])
+            body += reader.take()
+        assert reader.done
+        assert body == b"".join(chunks)
+        assert cuts == list(itertools.accumulate(map(len, chunks)))
+
+
+def test_only_so_many_chunk_ends_are_noted() -> None:
+    reader = ResponseReader()
+    cuts: list[int] = []
+    reader.begin(cuts)
+    reader.feed(OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * (MAX_CUTS + 5) + b"0\r\n\r\n")
+    assert reader.done
+    assert len(reader.take()) == MAX_CUTS + 5
+    assert len(cuts) == MAX_CUTS
