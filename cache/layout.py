@@ -1,4 +1,4 @@
-"""Where everything lies in the shared segment: this docstring is the byte format, version 1.
+"""Where everything lies in the shared segment: this docstring is the byte format, version 2.
 
 Strategy: one flat file, cut into regions by a `Geometry`; equal geometries give equal offsets, so any two
 processes that agree on the header agree on every byte. It refuses to know files, locks and who may write
@@ -11,12 +11,11 @@ Every cell is an 8-byte unsigned integer in native byte order on an 8-byte bound
     header     4096 bytes at 0
         [0]  magic, the bytes b"PENSTOCK"
         [1]  layout version; 0 until everything else is there: it is published last
-        [2]  slots   [3] backends   [4] models   [5] counter_bytes   [6] gates   [7] arena_bytes
-        [8]  size of the whole file in bytes
-        [9]  xxh3_64 of cells [2]..[8]
+        [2]  slots   [3] backends   [4] models   [5] counter_bytes   [6] gates
+        [7]  size of the whole file in bytes
+        [8]  xxh3_64 of cells [2]..[7]
         [16] supervisor pid (0: nobody)    [17] its start time, clock ticks since boot
         [24] configuration digest          [25] configuration generation, published after the digest
-        [32]..[63] reserved for the cache's epochs
     slots      (slots + 1) rows of 128 bytes; the last is the controller's
         [0] 1 claimed, 0 free   [1] pid   [2] start time, clock ticks   [3] generation of the slot
         [4] heartbeat, nanoseconds of the holder's clock   [5]..[15] zero
@@ -39,10 +38,12 @@ Every cell is an 8-byte unsigned integer in native byte order on an 8-byte bound
         [8]..[15] copy 0   [16]..[23] copy 1
     sticky     65,536 cells: which backend holds a stored response
         (format: `penstock.gateway.sticky`; here it is a run of cells that anybody may write)
-    arena      arena_bytes from a page boundary: the cache's index and log
+    marks      2,048 stripes of 4 marks of 64 bytes: which questions are being asked, and by whom
+        [0] the leader: slot << 32 | generation, 0 none; stored last, and zeroed before the rest changes
+        [1]..[4] the key, 32 bytes   [5] deadline, nanoseconds of the holder's clock   [6], [7] zero
 
 The file ends on a page boundary. Locks are byte ranges far behind the end of the file, where no data can be
-(`SLOT_LOCKS`, `GATE_LOCKS`): byte `base + i` is the lock of slot or stripe i.
+(`SLOT_LOCKS`, `GATE_LOCKS`, `MARK_LOCKS`): byte `base + i` is the lock of slot or stripe i.
 """
 
 from __future__ import annotations
@@ -52,19 +53,18 @@ from dataclasses import dataclass
 CELL_BYTES = 8
 PAGE_BYTES = 4096
 MAGIC = int.from_bytes(b"PENSTOCK", "little")
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 # Header cells.
 H_MAGIC = 0
 H_VERSION = 1
 H_GEOMETRY = 2
-H_TOTAL_BYTES = 8
-H_CHECKSUM = 9
+H_TOTAL_BYTES = 7
+H_CHECKSUM = 8
 H_OWNER_PID = 16
 H_OWNER_START = 17
 H_CONFIG_DIGEST = 24
 H_CONFIG_GENERATION = 25
-H_EPOCHS = 32
 
 HEADER_BYTES = PAGE_BYTES
 SLOT_ROW_CELLS = 16
@@ -72,6 +72,9 @@ BACKEND_ROW_CELLS = 16
 GATE_CELLS = 8
 GATE_STRIPE_CELLS = 3 * GATE_CELLS
 STICKY_CELLS = 1 << 16
+MARK_STRIPES = 2048
+MARK_CELLS = 8
+MARK_STRIPE_CELLS = 4 * MARK_CELLS
 ROW_ALIGN_BYTES = 128  # two cache lines: the neighbour's prefetcher fetches pairs of them
 
 COUNTER_OVERFLOW_CELLS = 64
@@ -80,6 +83,7 @@ COUNTER_HEAD_CELLS = 2 + COUNTER_OVERFLOW_CELLS
 # Lock bytes, by kind; a kind has room for 2**20 locks.
 SLOT_LOCKS = 1 << 40
 GATE_LOCKS = SLOT_LOCKS + (1 << 20)
+MARK_LOCKS = GATE_LOCKS + (1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,7 @@ class Geometry:
     slots: worker slots, twice the workers, so that old and new ones can stand side by side in a rolling
     restart. backends: rows of the backend table and columns of the tally. models: columns of the per-model
     cells. counter_bytes: size of one counter row; there are slots + 1, the last is the controller's. gates:
-    stripes for limits and gates. arena_bytes: room for the cache.
+    stripes for limits and gates.
 
     Raises ValueError for what cannot be laid out.
     """
@@ -99,7 +103,6 @@ class Geometry:
     models: int = 256
     counter_bytes: int = 512 * 1024
     gates: int = 64
-    arena_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
@@ -108,7 +111,6 @@ class Geometry:
             ("models", self.models, 1, 1 << 16),
             ("counter_bytes", self.counter_bytes, 1024, 1 << 30),
             ("gates", self.gates, 1, 1 << 16),
-            ("arena_bytes", self.arena_bytes, 0, 1 << 46),
         ):
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}, not between {low} and {high}")
@@ -133,7 +135,7 @@ class Layout:
     backends_at: int
     gates_at: int
     sticky_at: int
-    arena_at: int
+    marks_at: int
     total_bytes: int
 
     @classmethod
@@ -151,7 +153,7 @@ class Layout:
         backends_at = _up(counters_at + (g.slots + 1) * counters_stride, PAGE_BYTES)
         gates_at = _up(backends_at + g.backends * BACKEND_ROW_CELLS * CELL_BYTES, PAGE_BYTES)
         sticky_at = _up(gates_at + g.gates * GATE_STRIPE_CELLS * CELL_BYTES, PAGE_BYTES)
-        arena_at = _up(sticky_at + STICKY_CELLS * CELL_BYTES, PAGE_BYTES)
+        marks_at = _up(sticky_at + STICKY_CELLS * CELL_BYTES, PAGE_BYTES)
         return cls(
             slots_at=slots_at // CELL_BYTES,
             tally_at=tally_at // CELL_BYTES,
@@ -161,8 +163,8 @@ class Layout:
             backends_at=backends_at // CELL_BYTES,
             gates_at=gates_at // CELL_BYTES,
             sticky_at=sticky_at // CELL_BYTES,
-            arena_at=arena_at // CELL_BYTES,
-            total_bytes=_up(arena_at + g.arena_bytes, PAGE_BYTES),
+            marks_at=marks_at // CELL_BYTES,
+            total_bytes=_up(marks_at + MARK_STRIPES * MARK_STRIPE_CELLS * CELL_BYTES, PAGE_BYTES),
         )
 
 

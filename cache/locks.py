@@ -4,7 +4,8 @@ other.
 Lock order, for whoever must hold two:
 
     1. a slot's lock      held from claim to death; death frees it, which is what makes it worth having
-    2. a gate stripe      held for a handful of stores, never two at once, nothing awaited or logged under it
+    2. a gate stripe, or a stripe of flight marks
+                          held for a handful of stores, never two at once, nothing awaited or logged under it
 
 Nothing ever waits for a lock. It is tried; who does not get it skips the work or falls back. So there is no
 deadlock, and a process stopped while it holds a lock stops nobody.

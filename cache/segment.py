@@ -32,6 +32,8 @@ from .layout import (
     HEADER_BYTES,
     LAYOUT_VERSION,
     MAGIC,
+    MARK_LOCKS,
+    MARK_STRIPES,
     SLOT_LOCKS,
     STICKY_CELLS,
     Geometry,
@@ -45,7 +47,7 @@ from .memory import NotReady as NotReady
 from .memory import WrongVersion as WrongVersion
 from .memory import allocate
 
-_GEOMETRY = struct.Struct("@7Q")  # slots .. arena_bytes, then the size of the file
+_GEOMETRY = struct.Struct("@6Q")  # slots .. gates, then the size of the file
 
 
 class Cells(Protocol):
@@ -58,11 +60,22 @@ class Segment:
     """One process's view of the shared mapping.
 
     fd: this object's own open file description, close-on-exec; its locks hang on it. cells: the map as 8-byte
-    cells ("Q"); view: as bytes ("B"). slot_locks and gate_locks: the lock ranges of this description.
+    cells ("Q"); view: as bytes ("B"). slot_locks, gate_locks and mark_locks: the lock ranges of
+    this description.
     A forked child must `attach` to have locks of its own.
     """
 
-    __slots__ = ("_map", "cells", "fd", "gate_locks", "geometry", "layout", "slot_locks", "view")
+    __slots__ = (
+        "_map",
+        "cells",
+        "fd",
+        "gate_locks",
+        "geometry",
+        "layout",
+        "mark_locks",
+        "slot_locks",
+        "view",
+    )
 
     def __init__(self, fd: int, geometry: Geometry) -> None:
         """Map `fd`, already known to be as large as `geometry` asks; use create, open or attach instead."""
@@ -74,6 +87,7 @@ class Segment:
         self.cells = self.view.cast("Q")
         self.slot_locks = Stripes(fd, SLOT_LOCKS, geometry.slots + 1)
         self.gate_locks = Stripes(fd, GATE_LOCKS, geometry.gates)
+        self.mark_locks = Stripes(fd, MARK_LOCKS, MARK_STRIPES)
 
     @classmethod
     def create(cls, path: str | None, geometry: Geometry, *, owner_pid: int, owner_start: int) -> Segment:
@@ -158,6 +172,7 @@ class Segment:
         # The mapping keeps a duplicate of the descriptor, so closing ours would not free the locks.
         self.slot_locks.unlock_all()
         self.gate_locks.unlock_all()
+        self.mark_locks.unlock_all()
         os.close(self.fd)
         self.fd = -1
         self.cells.release()
@@ -203,7 +218,7 @@ def owner_alive(segment: Segment) -> bool:
 def _shape(geometry: Geometry) -> tuple[int, ...]:
     g = geometry
     total_bytes = Layout.of(geometry).total_bytes
-    return g.slots, g.backends, g.models, g.counter_bytes, g.gates, g.arena_bytes, total_bytes
+    return g.slots, g.backends, g.models, g.counter_bytes, g.gates, total_bytes
 
 
 def _read_header(fd: int) -> Geometry:
@@ -226,9 +241,9 @@ def _read_header(fd: int) -> Geometry:
     if xxhash.xxh3_64_intdigest(_GEOMETRY.pack(*shape)) != cells[H_CHECKSUM]:
         raise WrongVersion("the segment's header is damaged")
     try:
-        geometry = Geometry(*shape[:6])
+        geometry = Geometry(*shape[:5])
     except ValueError as error:
         raise WrongVersion(f"the segment's header is impossible: {error}") from error
-    if Layout.of(geometry).total_bytes != shape[6] or size_bytes != shape[6]:
-        raise WrongVersion(f"the segment has {size_bytes} bytes, its layout wants {shape[6]}")
+    if Layout.of(geometry).total_bytes != shape[5] or size_bytes != shape[5]:
+        raise WrongVersion(f"the segment has {size_bytes} bytes, its layout wants {shape[5]}")
     return geometry

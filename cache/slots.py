@@ -110,6 +110,18 @@ def read_slot(segment: Segment, index: int) -> SlotInfo:
     )
 
 
+def alive(segment: Segment, index: int, generation: int) -> bool:
+    """Whether one life of one worker still runs: the slot has that generation (32 bits count) and its lock is held.
+
+    False for a slot that is none, so it may be asked with whatever was found in memory.
+    """
+    if not 0 <= index < segment.geometry.slots:
+        return False
+    if (segment.cells[_row(segment, index) + _GENERATION] ^ generation) & 0xFFFF_FFFF:
+        return False
+    return segment.slot_locks.holds(index) or segment.slot_locks.held_elsewhere(index)
+
+
 def sweep(segment: Segment) -> list[int]:
     """Clean up after workers that died: zero their tally rows and mark their slots free.
 

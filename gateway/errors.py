@@ -46,6 +46,7 @@ class Kind(enum.Enum):
     UPSTREAM_BROKEN = "upstream_broken"
     UPSTREAM_INCOMPLETE = "upstream_incomplete"
     UPSTREAM_TOO_LARGE = "upstream_response_too_large"
+    FLIGHT_LOST = "flight_lost"
     NO_BACKEND = "no_healthy_backend"
     DRAINING = "draining"
     QUEUE_TIMEOUT = "queue_timeout"
@@ -89,6 +90,7 @@ TABLE: dict[Kind, Spec] = {
     Kind.UPSTREAM_BROKEN: Spec(502, _SERVER, Source.UPSTREAM),
     Kind.UPSTREAM_INCOMPLETE: Spec(502, _SERVER, Source.UPSTREAM),
     Kind.UPSTREAM_TOO_LARGE: Spec(502, _SERVER, Source.UPSTREAM),
+    Kind.FLIGHT_LOST: Spec(502, _SERVER, Source.GATEWAY),
     Kind.NO_BACKEND: Spec(503, _SERVER, Source.UPSTREAM),
     Kind.DRAINING: Spec(503, _SERVER, Source.GATEWAY),
     Kind.QUEUE_TIMEOUT: Spec(504, _SERVER, Source.GATEWAY),

@@ -100,7 +100,11 @@ class Relay:
 
     def on_fault(self, fault: UpstreamFault) -> None:
         """The backend broke off."""
-        self._finish(fault_of(fault))
+        self.on_fail(fault_of(fault))
+
+    def on_fail(self, fault: Fault) -> None:
+        """The body cannot go on, for whatever reason."""
+        self._finish(fault)
 
     def _finish(self, fault: Fault | None) -> None:
         self.paused = False

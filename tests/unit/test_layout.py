@@ -16,7 +16,6 @@ GEOMETRIES = st.builds(
     models=st.integers(1, 600),
     counter_bytes=st.integers(128, 4096).map(lambda cells: cells * 8),
     gates=st.integers(1, 200),
-    arena_bytes=st.integers(0, 1 << 20),
 )
 
 
@@ -30,8 +29,8 @@ def test_regions_follow_one_another_without_overlap(g: Geometry) -> None:
         (at.counters_at + (g.slots + 1) * at.counters_stride, at.backends_at),
         (at.backends_at + g.backends * lay.BACKEND_ROW_CELLS, at.gates_at),
         (at.gates_at + g.gates * lay.GATE_STRIPE_CELLS, at.sticky_at),
-        (at.sticky_at + lay.STICKY_CELLS, at.arena_at),
-        (at.arena_at + -(-g.arena_bytes // 8), at.total_bytes // 8),
+        (at.sticky_at + lay.STICKY_CELLS, at.marks_at),
+        (at.marks_at + lay.MARK_STRIPES * lay.MARK_STRIPE_CELLS, at.total_bytes // 8),
     ]
     assert all(end <= following for end, following in ends)
     assert at.total_bytes % lay.PAGE_BYTES == 0

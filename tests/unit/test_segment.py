@@ -176,7 +176,7 @@ def test_a_full_file_system_is_no_room_with_the_figures_and_leaves_nothing(tmp_p
     if done.returncode != 0:
         pytest.skip("this user may not mount a tmpfs")
     try:
-        with pytest.raises(NoRoom, match=r"needs 5\.\d MiB in .*tiny, where 1\.0 MiB are free") as caught:
+        with pytest.raises(NoRoom, match=r"needs 6\.\d MiB in .*tiny, where 1\.0 MiB are free") as caught:
             make(mount / "segment", Geometry(slots=4, backends=8, models=4, counter_bytes=1 << 20))
         assert caught.value.free_bytes == 1024 * 1024
         assert caught.value.needed_bytes > 4 * 1024 * 1024
@@ -226,10 +226,12 @@ def test_closing_frees_the_locks_even_while_a_row_still_looks_into_the_map(segme
     looking = other.cells[0:8]
     assert other.slot_locks.try_lock(1)
     assert other.gate_locks.try_lock(1)
+    assert other.mark_locks.try_lock(1)
     other.close()
     other.close()
     assert segment.slot_locks.try_lock(1)
     assert segment.gate_locks.try_lock(1)
+    assert segment.mark_locks.try_lock(1)
     assert looking[0] != 0
 
 
