@@ -208,7 +208,7 @@ class ResponseReader:
             self._count()
             if len(cuts) >= MAX_CUTS:
                 self.cuts = None
-            elif not cuts or cuts[-1] != self._taken:  # the last chunk is empty
+            elif self._taken > (cuts[-1] if cuts else 0):  # the last chunk is empty
                 cuts.append(self._taken)
 
     def on_message_complete(self) -> None:
