@@ -1,8 +1,8 @@
-"""The admin port's application: metrics, status, and whether the controller is alive.
+"""The admin port's application: metrics, status, the cache, and whether the controller is alive.
 
-Strategy: few requests, small answers, one table of paths. With a key configured every path but `/health` wants it,
-compared in constant time, and without it even the existence of a path is not told. What is unknown is 404, in the
-same envelope as everywhere.
+Strategy: few requests, small answers, one table of paths and their methods. With a key configured every path but
+`/health` wants it, compared in constant time, and without it even the existence of a path is not told. What is
+unknown is 404, in the same envelope as everywhere. A path that ends in a slash stands for all that lie right below it.
 
 Refuses to know how the answers are made: they are functions it is given.
 """
@@ -10,58 +10,90 @@ Refuses to know how the answers are made: they are functions it is given.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-import msgspec
+from .answer import Answer, Refused
+from .question import Question, read_body
+
+log = logging.getLogger(__name__)
 
 METRICS = "/metrics"
 STATUS = "/gateway/status"
+CACHE_STATS = "/gateway/cache/stats"
+CACHE_FLUSH = "/gateway/cache/flush"
+CACHE_ENTRIES = "/gateway/cache/entries/"
 HEALTH = "/health"
-PATHS = frozenset((METRICS, STATUS))
-"""The paths that the API port serves too when `admin.on_api_port` is set; its `/health` is the worker's own."""
+_ON_API_PORT = frozenset((METRICS, STATUS, CACHE_STATS, CACHE_FLUSH))
 
-ERROR_HEADERS = (("content-type", "application/json"),)
+_NO_STORE = ("cache-control", "no-store")
+
+Handler = Callable[[Question], Awaitable[Answer]]
+Routes = Mapping[str, Mapping[str, Handler]]
+"""Path to method to what answers; only `POST` has a body, and who has `GET` has `HEAD`."""
 
 
-def error_body(message: str, code: str, kind: str = "invalid_request_error") -> bytes:
-    """An error in the OpenAI envelope."""
-    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": code}})
+def is_admin_path(path: str) -> bool:
+    """Whether the API port serves a path too when `admin.on_api_port` is set; its `/health` is the worker's own."""
+    return path in _ON_API_PORT or path.startswith(CACHE_ENTRIES)
 
 
 class AdminApp:
-    """Serves `answers`: path to a function that returns content type and body."""
+    """Serves `routes`; Refused, raised by one of them, is answered as it says."""
 
-    __slots__ = ("_answers", "_key")
+    __slots__ = ("_key", "_routes")
 
-    def __init__(self, answers: Mapping[str, Callable[[], tuple[str, bytes]]], key: str | None) -> None:
-        self._answers = answers
+    def __init__(self, routes: Routes, key: str | None) -> None:
+        self._routes = routes
         self._key = key.encode() if key is not None else None
 
     async def __rsgi__(self, scope: Any, proto: Any) -> None:
-        """Serve one request. A body is neither expected nor read."""
+        """Serve one request."""
         if scope.proto != "http":
             proto.close(404)
             return
-        status, headers, body = self._answer(scope.method, scope.path, scope.headers.get("authorization"))
-        if scope.method == "HEAD":
-            body = b""
-        proto.response_bytes(status, headers, body)
+        try:
+            answer = await self._answer(scope, proto)
+        except Refused as refused:
+            answer = refused.answer
+        except Exception:
+            log.exception("admin_failed path=%s", scope.path)
+            answer = Refused(
+                500, "the controller failed; its log says why", "internal_error", kind="server_error"
+            ).answer
+        body = b"" if scope.method == "HEAD" else answer.body
+        proto.response_bytes(answer.status, [*answer.fields, _NO_STORE], body)
 
-    def _answer(
-        self, method: str, path: str, authorization: str | None
-    ) -> tuple[int, list[tuple[str, str]], bytes]:
-        if path != HEALTH and not self._allowed(authorization):
-            body = error_body("the admin key is missing or wrong", "invalid_api_key", "authentication_error")
-            return 401, [*ERROR_HEADERS, ("www-authenticate", "Bearer")], body
-        answer = self._answers.get(path)
-        if answer is None:
-            return 404, [*ERROR_HEADERS], error_body(f"no such path: {path}", "not_found")
-        if method not in ("GET", "HEAD"):
-            body = error_body(f"{path} answers to GET", "method_not_allowed")
-            return 405, [*ERROR_HEADERS, ("allow", "GET, HEAD")], body
-        content_type, body = answer()
-        return 200, [("content-type", content_type), ("cache-control", "no-store")], body
+    async def _answer(self, scope: Any, proto: Any) -> Answer:
+        path, headers = scope.path, scope.headers
+        if path != HEALTH and not self._allowed(headers.get("authorization")):
+            raise Refused(
+                401,
+                "the admin key is missing or wrong",
+                "invalid_api_key",
+                kind="authentication_error",
+                headers=(("www-authenticate", "Bearer"),),
+            )
+        folder, slash, rest = path.rpartition("/")
+        methods = self._routes.get(path) if rest else None
+        if methods is not None:
+            rest = ""
+        elif rest:
+            methods = self._routes.get(folder + slash)
+        if methods is None:
+            raise Refused(404, f"no such path: {path}", "not_found")
+        handler = methods.get("GET" if scope.method == "HEAD" else scope.method)
+        if handler is None:
+            allowed = [*methods, "HEAD"] if "GET" in methods else [*methods]
+            raise Refused(
+                405,
+                f"{path} answers to {' and '.join(methods)}",
+                "method_not_allowed",
+                headers=(("allow", ", ".join(allowed)),),
+            )
+        body = await read_body(scope, proto) if scope.method == "POST" else b""
+        return await handler(Question(rest, scope.query_string, headers.get("content-type") or "", body))
 
     def _allowed(self, authorization: str | None) -> bool:
         if self._key is None:

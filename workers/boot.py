@@ -34,7 +34,7 @@ from ..gateway.config import Published, tls_fault
 from ..gateway.rsgi import App as RequestApp
 from ..gateway.worker import Worker
 from . import affinity, logs, store
-from .admin import PATHS
+from .admin import is_admin_path
 from .forward import Forward
 from .foundation import CONTROL
 from .host import Host, RsgiApp, serve
@@ -122,7 +122,7 @@ def gateway_app(given: Given) -> tuple[App, RsgiApp]:
         loop=given.loop,
         clock=given.clock,
         environ=given.environ,
-        is_admin_path=PATHS.__contains__ if given.forward else lambda _: False,
+        is_admin_path=is_admin_path if given.forward else lambda _: False,
         port=given.port,
     )
     return worker, RequestApp(worker, given.forward).__rsgi__

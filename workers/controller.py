@@ -24,9 +24,11 @@ from ..cache.table import BackendTable
 from ..gateway.config import ConfigError, Published
 from ..gateway.metrics import Metrics
 from . import admin, affinity, logs, scrape, store
+from .answer import Answer
 from .boot import READY, RELOADED, Inheritance, settle_memory
 from .host import serve
 from .probes import Prober
+from .question import Question
 from .source import Source
 from .status import Status
 
@@ -74,15 +76,7 @@ class Controller:
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         await self._prober.swap(self._published)
         key_env = self._published.config.admin.key_env
-        answers = {
-            admin.METRICS: lambda: (
-                scrape.CONTENT_TYPE,
-                scrape.render(self._segment, self._status.metrics()),
-            ),
-            admin.STATUS: lambda: ("application/json", self._status.status()),
-            admin.HEALTH: lambda: ("application/json", b'{"status":"ok"}'),
-        }
-        app = admin.AdminApp(answers, self._mine.environ.get(key_env) if key_env else None)
+        app = admin.AdminApp(self._routes(), self._mine.environ.get(key_env) if key_env else None)
         host = serve(app.__rsgi__, self._mine.listeners, loop=loop)
         settle_memory()
         os.write(self._mine.ready_fd, READY)
@@ -96,6 +90,22 @@ class Controller:
                 task.result()  # they end by failing only: so does the controller, and is replaced
             task.cancel()
         log.info("controller_left")
+
+    def _routes(self) -> admin.Routes:
+        return {
+            admin.HEALTH: {"GET": self._alive},
+            admin.METRICS: {"GET": self._scraped},
+            admin.STATUS: {"GET": self._told},
+        }
+
+    async def _alive(self, _: Question) -> Answer:
+        return Answer(b'{"status":"ok"}')
+
+    async def _scraped(self, _: Question) -> Answer:
+        return Answer(scrape.render(self._segment, self._status.metrics()), scrape.CONTENT_TYPE)
+
+    async def _told(self, _: Question) -> Answer:
+        return Answer(self._status.status())
 
     async def _sweeping(self) -> None:
         while True:

@@ -1,7 +1,7 @@
 """`admin.on_api_port`: a worker hands requests for admin paths to the controller's private Unix socket.
 
 Strategy: the rare request pays, with a connection of its own. Who may ask is the controller's to decide: the
-request's Authorization travels along, nothing else of it does.
+request's Authorization travels along with its query, content type and body, nothing else of it does.
 """
 
 from __future__ import annotations
@@ -9,13 +9,18 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httptools
 
-from .admin import ERROR_HEADERS, error_body
+from .answer import Answer, Refused
+from .question import read_body
 
 TIMEOUT_S = 10.0
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
+
+#: What may stand in a request line as it came (RFC 3986); the path arrives decoded, so it is encoded again.
+_IN_QUERY = "".join(map(chr, range(0x21, 0x7F)))
 
 
 class Forward:
@@ -28,39 +33,53 @@ class Forward:
 
     async def serve(self, scope: Any, proto: Any, request_id: str) -> int:
         """Answer one request for an admin path; returns the status that was sent."""
-        own = ("x-request-id", request_id)
-        # of an answer to HEAD the parser would wait for the body that its length announces
         head = scope.method == "HEAD"
-        method = "GET" if head else scope.method
         try:
+            body = await read_body(scope, proto) if scope.method == "POST" else b""
             async with asyncio.timeout(TIMEOUT_S):
-                answer = await self._ask(method, scope.path, scope.headers.get("authorization"))
+                answer = await self._ask(scope, body)
+        except Refused as refused:
+            answer = refused.answer
         except (OSError, TimeoutError, httptools.HttpParserError):
-            body = error_body(
-                "the controller does not answer; it is being replaced", "controller_unavailable"
-            )
-            proto.response_bytes(503, [*ERROR_HEADERS, ("retry-after", "1"), own], b"" if head else body)
-            return 503
-        headers = [("content-type", answer.content_type), own]
-        proto.response_bytes(answer.status, headers, b"" if head else bytes(answer.body))
+            answer = Refused(
+                503,
+                "the controller does not answer; it is being replaced",
+                "controller_unavailable",
+                headers=(("retry-after", "1"),),
+            ).answer
+        headers = [*answer.fields, ("x-request-id", request_id)]
+        proto.response_bytes(answer.status, headers, b"" if head else answer.body)
         return answer.status
 
-    async def _ask(self, method: str, path: str, authorization: str | None) -> _Answer:
+    async def _ask(self, scope: Any, body: bytes) -> Answer:
         reader, writer = await asyncio.open_unix_connection(self._socket)
         try:
-            lines = [f"{method} {path} HTTP/1.1", "host: controller", "connection: close"]
-            if authorization is not None:
-                lines.append(f"authorization: {authorization}")
-            writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace"))
+            writer.write(_request(scope, body))
             answer = _Answer()
             while not answer.complete:
                 data = await reader.read(65_536)
                 if not data:
                     raise ConnectionResetError("the answer is cut")
                 answer.feed(data)
-            return answer
+            return Answer(bytes(answer.body), answer.content_type, answer.status)
         finally:
             writer.close()
+
+
+def _request(scope: Any, body: bytes) -> bytes:
+    # of an answer to HEAD the parser would wait for the body that its length announces
+    method = "GET" if scope.method == "HEAD" else scope.method
+    target = quote(scope.path, safe="/")
+    if scope.query_string:
+        target += f"?{quote(scope.query_string, safe=_IN_QUERY)}"
+    lines = [f"{method} {target} HTTP/1.1", "host: controller", "connection: close"]
+    for name in ("authorization", "content-type"):
+        value = scope.headers.get(name)
+        if value is not None:
+            lines.append(f"{name}: {value}")
+    if method == "POST":
+        lines.append(f"content-length: {len(body)}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace") + body
 
 
 class _Answer:
