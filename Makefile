@@ -8,11 +8,21 @@ PYTEST := $(BIN)/python -m pytest
 LINKS := $(VENV)/links
 FOLDERS := cache gateway workers loadtests
 PYTHON_FILES := $(FOLDERS) tests
-# Debian packages that tests and benches use: command or file that shows one is there = package
+# Debian packages: command or file that shows one is there = package. Tests need the first list, benches both.
+TEST_TOOLS := redis-server=redis-server
 TOOLS := /usr/sbin/nginx=nginx /usr/share/nginx/modules-available/mod-http-echo.conf=libnginx-mod-http-echo \
 	/usr/bin/wrk=wrk /usr/sbin/haproxy=haproxy
 
-.PHONY: help install tools run test check lint test-deep test-vllm chaos soak bench bench-scale docs clean
+# $(call get,LIST,WORDS,STATUS): install what of the list is not there; where that cannot be done, say so and end so
+define get
+@missing=; for t in $(1); do \
+		command -v "$${t%%=*}" >/dev/null || [ -e "$${t%%=*}" ] || missing="$$missing $${t##*=}"; done; \
+	[ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && \
+		DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing; } || \
+	{ echo "not installed:$$missing; $(2)" >&2; exit $(3); }
+endef
+
+.PHONY: help install tools test-tools run test check lint test-deep test-vllm chaos soak bench bench-scale docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,7 +37,7 @@ help:
 	@echo "make soak         a long run that watches memory and counts"
 	@echo "make bench        throughput and latency against bare Granian; prints a table"
 	@echo "make bench-scale  the same over 1..N workers"
-	@echo "make tools        Debian packages that the benches use"
+	@echo "make tools        Debian packages that the tests and benches use"
 	@echo "make docs         write config.schema.json and docs/configuration.md anew"
 	@echo "make clean        remove build output and caches; .venv stays"
 
@@ -48,17 +58,15 @@ $(STAMP): pyproject.toml requirements.lock
 	@touch $@
 
 tools: install
-	@missing=; for t in $(TOOLS); do [ -e "$${t%%=*}" ] || missing="$$missing $${t##*=}"; done; \
-	[ -z "$$missing" ] || { \
-		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
-		then apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing \
-			|| echo "not installed:$$missing; what needs them is skipped" >&2; \
-		else echo "not installed:$$missing; what needs them is skipped" >&2; fi; }
+	$(call get,$(TEST_TOOLS) $(TOOLS),what needs them is skipped,0)
+
+test-tools: install
+	$(call get,$(TEST_TOOLS),the tests need it: apt install$$missing,1)
 
 run: install
 	@exec $(BIN)/penstock serve $(if $(CONFIG),-c $(CONFIG)) $(ARGS)
 
-test: check
+test: check test-tools
 	$(PYTEST) --ignore=tests/packaging $(ARGS)
 
 lint: install
