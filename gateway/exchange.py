@@ -136,7 +136,7 @@ class Exchange(Life):
         scope = self._scope
         length: str | None = None
         chunked = has_host = False
-        content_type = request_id = ""
+        content_type = request_id = cache_control = cache_ttl = ""
         dropped: frozenset[str] = frozenset()
         lines = []
         pairs = scope.headers.items()
@@ -145,6 +145,8 @@ class Exchange(Life):
                 if name == "content-type":
                     content_type = value
                 elif name.startswith("x-penstock-"):
+                    if name == "x-penstock-cache-ttl":
+                        cache_ttl = value
                     continue
                 lines.append(f"{name}: {value}\r\n")
             elif name == "content-length":
@@ -155,6 +157,8 @@ class Exchange(Life):
                 request_id = request_id or value
             elif name == "transfer-encoding":
                 chunked = True
+            elif name == "cache-control":
+                cache_control = f"{cache_control},{value}" if cache_control else value
             elif name == "connection" and value.lower() not in ("keep-alive", "close"):
                 dropped |= named_by_connection([value])
         if dropped:
@@ -171,7 +175,11 @@ class Exchange(Life):
         query = scope.query_string
         if not query.isascii():
             query = quote(query, safe=_QUERY)
-        raw = RawRequest(scope.method, path, query, "".join(lines), content_type, request_id, b"")
+        raw = RawRequest(
+            *(scope.method, path, query, "".join(lines), content_type, request_id, b""),
+            cache_control,
+            cache_ttl,
+        )
         if chunked or (length is None and scope.http_version == "2"):
             return raw, None
         return raw, int(length) if length is not None and length.isdigit() else 0

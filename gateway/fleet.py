@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from ..cache.digest import prefix
 from .alias import Alias
-from .config import Config, Published
+from .config import CacheMode, Config, Published
 from .config.structs import Backend as BackendConfig
 from .config.structs import UpstreamSettings
 from .endpoints import Endpoint
@@ -21,7 +21,7 @@ from .upstream.call import CallTimeouts
 from .upstream.origin import Origin
 from .upstream.pool import Pool
 
-#: Key heads remembered per model: tenants may be many.
+#: Key heads remembered per model: tenants and namespaces may be many.
 _KEY_HEADS = 4096
 
 
@@ -76,7 +76,16 @@ class Model:
     """One configured model with its bounds and backends; satisfies what admission asks for."""
 
     __slots__ = (
-        *("_key_heads", "backends", "index", "max_concurrent", "max_model_len", "max_queue", "name"),
+        *(
+            "_key_heads",
+            "backends",
+            "cache_mode",
+            "index",
+            "max_concurrent",
+            "max_model_len",
+            "max_queue",
+            "name",
+        ),
         *("queue_timeout_s", "timeouts", "version"),
     )
 
@@ -92,6 +101,7 @@ class Model:
         max_queue: int,
         queue_timeout_s: float,
         max_model_len: int | None,
+        cache_mode: CacheMode = "deterministic",
     ) -> None:
         self.name = name
         self.index = index
@@ -102,28 +112,32 @@ class Model:
         self.max_queue = max_queue
         self.queue_timeout_s = queue_timeout_s
         self.max_model_len = max_model_len
-        self._key_heads: dict[tuple[Endpoint, str], bytes] = {}
+        self.cache_mode = cache_mode
+        self._key_heads: dict[tuple[Endpoint, str, str], bytes] = {}
 
     @property
     def ready(self) -> bool:
         """Whether any backend may be tried."""
         return any(backend.up for backend in self.backends)
 
-    def key_head(self, endpoint: Endpoint, tenant: str) -> bytes:
-        """What a cache key covers besides query and body: schema version, tenant, model, version tag, endpoint."""
-        head = self._key_heads.get((endpoint, tenant))
+    def key_head(self, endpoint: Endpoint, tenant: str, namespace: str = "") -> bytes:
+        """What a cache key covers besides query and body: schema version, tenant and namespace, model, version
+        tag, endpoint.
+        """
+        head = self._key_heads.get((endpoint, tenant, namespace))
         if head is None:
             head = prefix(
                 *(
                     KEY_SCHEMA,
                     tenant.encode(),
+                    namespace.encode("utf-8", "surrogatepass"),
                     self.name.encode(),
                     self.version.encode(),
                     endpoint.path.encode(),
                 )
             )
             if len(self._key_heads) < _KEY_HEADS:
-                self._key_heads[(endpoint, tenant)] = head
+                self._key_heads[(endpoint, tenant, namespace)] = head
         return head
 
 
@@ -203,6 +217,7 @@ def build(
                 max_queue=model.max_queue,
                 queue_timeout_s=model.queue_timeout_s,
                 max_model_len=model.max_model_len,
+                cache_mode=(model.cache or config.cache).mode,
             )
         )
     return Fleet(published.generation, config, tuple(models))

@@ -10,10 +10,14 @@ class RawRequest:
 
     ``path`` is percent-decoded (the server host does that); ``query`` is what follows
     the question mark, without it. ``forwarded`` are the header lines that may go upstream, ready to be sent.
-    ``body`` is the very object that was received.
+    ``body`` is the very object that was received. ``cache_control`` and ``cache_ttl`` are the fields
+    ``Cache-Control`` and ``x-penstock-cache-ttl``, empty where there are none.
     """
 
-    __slots__ = ("body", "content_type", "forwarded", "method", "path", "query", "request_id")
+    __slots__ = (
+        *("body", "cache_control", "cache_ttl", "content_type", "forwarded", "method", "path", "query"),
+        "request_id",
+    )
 
     def __init__(
         self,
@@ -24,6 +28,8 @@ class RawRequest:
         content_type: str,
         request_id: str,
         body: bytes,
+        cache_control: str = "",
+        cache_ttl: str = "",
     ) -> None:
         self.method = method
         self.path = path
@@ -32,6 +38,8 @@ class RawRequest:
         self.content_type = content_type
         self.request_id = request_id
         self.body = body
+        self.cache_control = cache_control
+        self.cache_ttl = cache_ttl
 
 
 class StreamOut(Protocol):

@@ -37,6 +37,15 @@ class DialectWords(Protocol):
     def stream_end(self) -> StreamEnd:
         """A new watcher for one stream."""
 
+    def may_keep_stream(self, body: bytes, choices: int) -> bool:
+        """Whether a stream that ended cleanly is a whole answer, to be given again: stricter than ``terminal``.
+
+        ``choices``: how many the request asked for, at least.
+        """
+
+    def may_keep_whole(self, body: bytes) -> bool:
+        """Whether a 2xx answer that is no stream says that it is whole."""
+
 
 def openai_error(fault: Fault) -> dict[str, object]:
     """OpenAI's error object."""

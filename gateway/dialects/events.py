@@ -38,3 +38,9 @@ class EventMarker:
     def terminal(self) -> bool:
         """Whether the stream may end here: after the last line of its last event, or no client has that event."""
         return self._ended and self._tail.endswith(_BLANK_LINES)
+
+
+def whole(marker: EventMarker, body: bytes) -> bool:
+    """Whether ``body`` ends with the terminal event and none of the failing ones is in it."""
+    marker.feed(body)
+    return marker.terminal() and marker.status == 200

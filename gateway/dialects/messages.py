@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..errors import Fault
 from .base import encode
-from .events import EventMarker
+from .events import EventMarker, whole
 
 _TYPES = {
     400: "invalid_request_error",
@@ -41,3 +41,11 @@ class Messages:
     def stream_end(self) -> EventMarker:
         """Waits for ``event: message_stop``."""
         return EventMarker((b"message_stop",), (b"error",))
+
+    def may_keep_stream(self, body: bytes, choices: int) -> bool:
+        """``message_stop`` at the end, and no ``error`` before it."""
+        return whole(self.stream_end(), body)
+
+    def may_keep_whole(self, body: bytes) -> bool:
+        """Every one."""
+        return True

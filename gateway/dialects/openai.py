@@ -7,6 +7,9 @@ openai SDK raises on any ``data`` object with an ``error`` field.
 from __future__ import annotations
 
 import re
+from typing import Any
+
+import msgspec
 
 from ..errors import Fault
 from .base import encode, openai_error
@@ -34,6 +37,52 @@ class OpenAI:
     def stream_end(self) -> DoneMarker:
         """Waits for ``data: [DONE]``."""
         return DoneMarker()
+
+    def may_keep_stream(self, body: bytes, choices: int) -> bool:
+        """``[DONE]`` after a ``finish_reason`` for every choice, and no error frame."""
+        finished: dict[int, bool] = {}
+        done = False
+        for line in body.splitlines():
+            if not line.startswith(b"data:"):
+                continue
+            data = line[5:].strip()
+            if done:
+                return False
+            if data == b"[DONE]":
+                done = True
+                continue
+            try:
+                chunk = _chunk(data)
+            except msgspec.DecodeError:
+                return False
+            if chunk.error is not None:
+                return False
+            for choice in chunk.choices or ():
+                if choice.finish_reason in _UNFINISHED:
+                    return False
+                finished[choice.index] = finished.get(choice.index, False) or choice.finish_reason is not None
+        return done and len(finished) >= choices and all(finished.values())
+
+    def may_keep_whole(self, body: bytes) -> bool:
+        """None that was broken off by the server (vLLM's ``finish_reason`` "abort" and "error")."""
+        return _BROKEN_OFF.search(body) is None
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    error: Any = None
+
+
+_chunk = msgspec.json.Decoder(_Chunk).decode
+
+#: What vLLM says of a request that it gave up, not the model (vllm/v1/engine, FinishReason).
+_UNFINISHED = frozenset({"abort", "error"})
+_BROKEN_OFF = re.compile(rb'"finish_reason": ?"(?:abort|error)"')
 
 
 class DoneMarker:

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from ..errors import Fault
 from .base import encode, openai_error
-from .events import EventMarker
+from .events import EventMarker, whole
 
 
 class Responses:
@@ -36,3 +38,21 @@ class Responses:
             (b"response.completed", b"response.incomplete", b"response.failed"),
             (b"error", b"response.failed"),
         )
+
+    def may_keep_stream(self, body: bytes, choices: int) -> bool:
+        """``response.completed`` at the end; what is incomplete may be complete the next time."""
+        return whole(EventMarker((b"response.completed",), (b"error", b"response.failed")), body)
+
+    def may_keep_whole(self, body: bytes) -> bool:
+        """A response whose ``status`` is ``completed``."""
+        try:
+            return _status(body).status == "completed"
+        except msgspec.DecodeError:
+            return False
+
+
+class _Response(msgspec.Struct):
+    status: str | None = None
+
+
+_status = msgspec.json.Decoder(_Response).decode

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 from collections.abc import Iterator
 
 import anthropic._streaming
@@ -202,3 +203,82 @@ def test_the_sdks_raise_on_a_stream_that_we_end(dialect: Dialect, cut: int | Non
     module = anthropic if dialect is Dialect.MESSAGES else openai
     with pytest.raises((module.APIError, ValueError)):
         list(client(dialect, begun + piece + broken + WORDS[dialect].error_frame(FAULT)))
+
+
+# ---- what may be kept
+
+
+def _chat(*events: str, done: bool = True) -> bytes:
+    return b"".join(b"data: %b\n\n" % event.encode() for event in (*events, *(["[DONE]"] if done else [])))
+
+
+def _delta(index: int = 0, finish: str | None = None) -> str:
+    return json.dumps({"choices": [{"index": index, "delta": {"content": "x"}, "finish_reason": finish}]})
+
+
+USAGE = '{"choices":[],"usage":{"total_tokens":3}}'
+
+
+@pytest.mark.parametrize(
+    ("body", "choices", "kept"),
+    [
+        (_chat(_delta(), _delta(finish="stop"), USAGE), 1, True),
+        (_chat(_delta(finish="length")), 1, True),
+        (_chat(_delta(finish="tool_calls")).replace(b"\n", b"\r\n"), 1, True),
+        (_chat(_delta(0), _delta(1), _delta(1, "stop"), _delta(0, "stop")), 2, True),
+        (b": ping\n\n" + _chat(_delta(finish="stop")), 1, True),
+        (_chat(_delta(finish="stop"), done=False), 1, False),
+        (_chat(_delta()), 1, False),
+        (_chat(), 1, False),
+        (b"", 1, False),
+        (_chat(_delta(0, "stop"), _delta(1)), 1, False),
+        (_chat(_delta(0, "stop")), 2, False),
+        (_chat(_delta(finish="abort")), 1, False),
+        (_chat(_delta(finish="error")), 1, False),
+        (_chat(_delta(finish="stop"), '{"error":{"message":"m","code":500}}'), 1, False),
+        (_chat('{"error":"m"}'), 0, False),
+        (_chat(_delta(finish="stop"), "{not json"), 1, False),
+        (_chat(_delta(finish="stop")) + _chat(_delta(finish="stop")), 1, False),
+        (_chat('{"choices":[{"index":"0"}]}', _delta(finish="stop")), 1, False),
+    ],
+)
+def test_a_chat_stream_is_kept_when_every_choice_finished(body: bytes, choices: int, kept: bool) -> None:
+    assert WORDS[Dialect.OPENAI].may_keep_stream(body, choices) is kept
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body", "kept"),
+    [
+        (Dialect.MESSAGES, b"event: message_start\ndata: {}\n\nevent: message_stop\ndata: {}\n\n", True),
+        (Dialect.MESSAGES, b"event: message_start\ndata: {}\n\n", False),
+        (Dialect.MESSAGES, b"event: error\ndata: {}\n\nevent: message_stop\ndata: {}\n\n", False),
+        (Dialect.MESSAGES, b"event: message_stop\ndata: {}", False),
+        (Dialect.RESPONSES, b"event: response.completed\ndata: {}\n\n", True),
+        (Dialect.RESPONSES, b"event: response.incomplete\ndata: {}\n\n", False),
+        (Dialect.RESPONSES, b"event: response.failed\ndata: {}\n\n", False),
+        (Dialect.RESPONSES, b"event: error\ndata: {}\n\nevent: response.completed\ndata: {}\n\n", False),
+    ],
+)
+def test_a_stream_of_events_is_kept_after_its_last_event_alone(
+    dialect: Dialect, body: bytes, kept: bool
+) -> None:
+    assert WORDS[dialect].may_keep_stream(body, 1) is kept
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body", "kept"),
+    [
+        (Dialect.OPENAI, b'{"choices":[{"finish_reason":"stop"}]}', True),
+        (Dialect.OPENAI, b'{"data":[]}', True),
+        (Dialect.OPENAI, b'{"choices":[{"finish_reason":"abort"}]}', False),
+        (Dialect.OPENAI, b'{"choices":[{"finish_reason": "error"}]}', False),
+        (Dialect.MESSAGES, b'{"type":"message"}', True),
+        (Dialect.RESPONSES, b'{"status":"completed"}', True),
+        (Dialect.RESPONSES, b'{"status":"failed"}', False),
+        (Dialect.RESPONSES, b'{"status":"incomplete"}', False),
+        (Dialect.RESPONSES, b"{}", False),
+        (Dialect.RESPONSES, b"not json", False),
+    ],
+)
+def test_a_whole_answer_that_was_given_up_is_not_kept(dialect: Dialect, body: bytes, kept: bool) -> None:
+    assert WORDS[dialect].may_keep_whole(body) is kept

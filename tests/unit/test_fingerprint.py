@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from penstock.cache.digest import Key
 from penstock.cache.outcome import NoCache
+from penstock.gateway.caching import PLAIN, veto
 from penstock.gateway.endpoints import ENDPOINTS
 from penstock.gateway.fingerprint import DENIED, fingerprint
 from penstock.gateway.fleet import Model
@@ -44,11 +45,14 @@ def key(
     path: str = "/v1/chat/completions",
     query: str = "",
     tenant: str = "default",
+    namespace: str = "",
     of: Model | None = None,
 ) -> Key | NoCache:
     of = of or model()
     endpoint = ENDPOINTS[path]
-    return fingerprint(parsed(fields, endpoint), of.key_head(endpoint, tenant), of.name, query)
+    request = parsed(fields, endpoint)
+    vetoed = veto(request, "deterministic", PLAIN)
+    return vetoed or fingerprint(request, of.key_head(endpoint, tenant, namespace), of.name, query)
 
 
 def shuffled(value: Any, seed: int) -> Any:
@@ -142,6 +146,7 @@ def test_the_same_key_is_made_again() -> None:
 def test_parts_cannot_be_moved_into_each_other() -> None:
     assert key(chat(seed=1), of=model("m", "12")) != key(chat(seed=1), of=model("m1", "2"))
     assert key(chat(seed=1), tenant="ab") != key(chat(seed=1), tenant="a", of=model("bm"))
+    assert key(chat(seed=1), tenant="ab") != key(chat(seed=1), tenant="a", namespace="b")
 
 
 def test_an_alias_and_the_models_own_name_share_one_key() -> None:
@@ -182,10 +187,8 @@ def test_stored_responses_are_never_cached(state: dict[str, Any]) -> None:
 
 
 def test_large_bodies_and_forms_have_no_key_and_say_why() -> None:
-    of = model()
     request = parsed(chat(seed=1, pad="x" * LARGE_BODY_BYTES))
-    assert fingerprint(request, of.key_head(CHAT, "default"), "m", "") is NoCache.BODY_TOO_LARGE
+    assert veto(request, "all", PLAIN) is NoCache.BODY_TOO_LARGE
     body, content_type = form(("model", b"m"))
-    endpoint = ENDPOINTS["/v1/audio/transcriptions"]
-    request = Parser().parse(endpoint, raw(body, content_type))
-    assert fingerprint(request, of.key_head(endpoint, "default"), "m", "") is NoCache.MULTIPART
+    request = Parser().parse(ENDPOINTS["/v1/audio/transcriptions"], raw(body, content_type))
+    assert veto(request, "all", PLAIN) is NoCache.MULTIPART
