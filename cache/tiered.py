@@ -1,0 +1,85 @@
+"""The two layers as one: shared memory near, Redis far, the epochs over both.
+
+What is found far is put near, for no longer than near entries live. What is new is put near at once and far in the
+background. An entry that does not prove itself (:func:`penstock.cache.entry.read`) is none, wherever it came from.
+Refuses to know what the values are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .digest import Key
+from .entry import VALUE_AT, Entry, pack, read
+from .epoch import Epochs
+from .l1 import L1
+from .l2 import L2, Lease
+
+
+class Tiers:
+    """L1 and L2, either of which may be missing. The lives, in milliseconds, may change at a reload."""
+
+    __slots__ = ("_l1", "_l2", "epochs", "l1_ttl_ms", "l2_ttl_ms", "lease_s")
+
+    def __init__(
+        self,
+        epochs: Epochs,
+        l1: L1 | None,
+        l2: L2 | None,
+        *,
+        l1_ttl_ms: int,
+        l2_ttl_ms: int = 0,
+        lease_s: float = 0.0,
+    ) -> None:
+        self.epochs = epochs
+        self.l1_ttl_ms = l1_ttl_ms
+        self.l2_ttl_ms = l2_ttl_ms
+        self.lease_s = lease_s
+        self._l1 = l1
+        self._l2 = l2
+
+    def near(self, key: Key, stamp: int, now_ms: int) -> Entry | None:
+        """What shared memory holds."""
+        return None if self._l1 is None else self._l1.get(key, stamp, now_ms)
+
+    @property
+    def reaches_far(self) -> bool:
+        """Whether Redis may be asked: it answers, and this node knows what other nodes have flushed."""
+        l2 = self._l2
+        return l2 is not None and l2.available and self.epochs.synced
+
+    async def far(self, key: Key, stamp: int, now_ms: int) -> Entry | Lease:
+        """What Redis holds, put near as well; else whether this node has the lease to ask upstream."""
+        assert self._l2 is not None  # reaches_far was asked
+        found = await self._l2.get(key)
+        if isinstance(found, Lease):
+            return found
+        return self._found(found, key, stamp, now_ms) or Lease.NONE
+
+    async def awaited(self, key: Key, stamp: int, now_ms: Callable[[], int]) -> Entry | None:
+        """What the node that has the lease stores, if it does so while the lease lasts."""
+        assert self._l2 is not None
+        found = await self._l2.wait(key, self.lease_s)
+        return None if found is None else self._found(found, key, stamp, now_ms())
+
+    def _found(self, packed: bytes, key: Key, stamp: int, now_ms: int) -> Entry | None:
+        entry = read(packed, key, stamp, now_ms)
+        if entry is not None and self._l1 is not None:
+            expires_ms = min(entry.expires_ms, now_ms + self.l1_ttl_ms)
+            value = entry.data[VALUE_AT : entry.end]
+            self._l1.put(key, pack(key, stamp, entry.created_ms, expires_ms, value), now_ms)
+        return entry
+
+    def fill(self, key: Key, stamp: int, now_ms: int, ttl_ms: int | None, *value: bytes) -> None:
+        """Put a new answer into both; ``ttl_ms`` instead of their own lives."""
+        if self._l1 is not None:
+            expires_ms = now_ms + (self.l1_ttl_ms if ttl_ms is None else ttl_ms)
+            self._l1.put(key, pack(key, stamp, now_ms, expires_ms, *value), now_ms)
+        if self._l2 is not None and self._l2.available:
+            ttl_ms = self.l2_ttl_ms if ttl_ms is None else ttl_ms
+            self._l2.put(key, pack(key, stamp, now_ms, now_ms + ttl_ms, *value), ttl_ms)
+
+    def give_up(self, key: Key) -> None:
+        """Let go of the lease: nothing will be stored."""
+        if self._l2 is not None:
+            self._l2.give_up(key)
