@@ -1,0 +1,101 @@
+"""Every kill point of a scenario, found by a rehearsal, and one kill at one of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import CodeType
+
+from penstock.cache import arena, entry, epoch, index, l1, locks, log, slots
+from penstock.cache.arena import ArenaGeometry
+from penstock.cache.l1 import L1
+
+from .points import Listed, Point, Tracer, listed, point_of, reachable_codes
+from .scenarios import Scenario, Stage
+from .world import World
+
+CACHE_FOLDER = os.path.dirname(os.path.realpath(entry.__file__))
+#: Where `put` and `remove` may get to. The rest of the package belongs to the control segment.
+MODULES = (l1, log, index, entry, arena, epoch, locks, slots)
+STARTS = (L1.put.__code__, L1.remove.__code__)
+
+Step = tuple[CodeType, int]
+
+_OTHERWISE = 3  # exit status of a victim that came another way than the rehearsal
+
+
+def _tracer(look: Callable[[CodeType, int], object]) -> Tracer:
+    return Tracer(CACHE_FOLDER, look, skip=(entry.pack.__code__,))
+
+
+class Rehearsed:
+    """A scenario with every step that its victim goes through, in order."""
+
+    def __init__(self, scenario: Scenario, full: int) -> None:
+        self.stage = Stage(scenario, full)
+        self.steps: list[Step] = []
+
+        def act(then: Callable[[], object]) -> None:
+            with _tracer(lambda code, offset: self.steps.append((code, offset))):
+                then()
+
+        self.stage.rehearse(act)
+
+    def points(self) -> list[Point]:
+        return [point_of(*step) for step in self.steps]
+
+    def kill_at(self, number: int) -> list[str]:
+        """Kill a victim before step `number`; what is wrong afterwards."""
+        code, offset = self.steps[number]
+        expected = point_of(code, offset)
+
+        def act(then: Callable[[], object]) -> None:
+            left = number
+
+            def look(code_now: CodeType, offset_now: int) -> None:
+                nonlocal left
+                if left == 0:
+                    if (code_now, offset_now) != (code, offset):
+                        os._exit(_OTHERWISE)
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left -= 1
+
+            with _tracer(look):
+                then()
+
+        status = self.stage.play(act)
+        if status != -signal.SIGKILL:
+            return [
+                f"{self.stage.scenario.name}, step {number}: not killed at {expected}, ended with {status}"
+            ]
+        return [
+            f"{self.stage.scenario.name}, killed at step {number}, {expected}: {it}"
+            for it in self.stage.faults()
+        ]
+
+
+@contextmanager
+def rehearsed(scenarios: Iterable[Scenario]) -> Iterator[list[Rehearsed]]:
+    """All of them, closed at the end."""
+    full: dict[ArenaGeometry, int] = {}
+    made: list[Rehearsed] = []
+    try:
+        for scenario in scenarios:
+            geometry = scenario.geometry
+            if geometry not in full:
+                empty = World.make(geometry)
+                full[geometry] = empty.fill()
+                empty.close()
+            made.append(Rehearsed(scenario, full[geometry]))
+        yield made
+    finally:
+        for one in made:
+            one.stage.close()
+
+
+def kill_points(made: Iterable[Rehearsed]) -> tuple[dict[Point, Listed], set[Point]]:
+    """What the code has, and what the rehearsals reached."""
+    entered = {code: None for one in made for code, _ in one.steps}
+    return listed(reachable_codes(MODULES, STARTS, entered)), {p for one in made for p in one.points()}
