@@ -122,6 +122,11 @@ def alive(segment: Segment, index: int, generation: int) -> bool:
     return segment.slot_locks.holds(index) or segment.slot_locks.held_elsewhere(index)
 
 
+def heartbeat_ns(segment: Segment, index: int) -> int:
+    """When a slot's holder last said that its loop turns, by its clock. Raises IndexError past the last slot."""
+    return segment.cells[_row(segment, index) + _HEARTBEAT]
+
+
 def sweep(segment: Segment) -> list[int]:
     """Clean up after workers that died: zero their tally rows and mark their slots free.
 
