@@ -13,14 +13,15 @@ Cells are 8-byte unsigned integers in native byte order, each stored in one go. 
         [7] digest of what must be equal for a kept file to be taken over   [8] size of the whole file in bytes
         [9] xxh3_64 of cells [2]..[8]
         [16] the sequence last given to a segment (holder of the lock)
+        [24]..[31] zero: the one, empty set of an arena without L1
     epochs     from byte 4096: see `epoch.py`
     rows       `segments` rows of 128 bytes
         [0] state of the segment: w (bits 0-20), c (bits 21-41), e (bits 42-62), in units from its begin
         [1] owner: slot (bits 32-63) and generation (bits 0-31); 0: nobody
         [2] sequence: a segment with a smaller one was opened earlier   [3]..[15] zero
     index      `sets` sets of 8 words of 8 bytes
-        word: location in units from the begin of the file (bits 0-31), length in units (bits 32-47),
-              tag (bits 48-63); 0: empty
+        word: location in bytes from the begin of the file (bits 0-39), length in units (bits 40-55),
+              tag (bits 56-63); 0: empty
     visited    one byte a word: 1 when the entry was read since it was last looked at
     segments   `segments` x segment_bytes, each a run of entries (`entry.py`), see `log.py`
 

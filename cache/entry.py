@@ -6,16 +6,15 @@ answer to this very key or nothing. It refuses to know what the value means and 
 
 Little-endian, offsets in bytes:
 
-    0   the 32 bytes of the key
-    32  stamp: the sum of the epochs under which the answer was asked for (`epoch.py`)
-    40  created, milliseconds of the wall clock
-    48  expires, milliseconds of the wall clock; at this moment it is no longer an answer
-    56  offset of the value's end (bits 0-31), format of the entry (bits 32-63)
-    64  the value, then zeros
-    -8  xxh3_64 of all bytes before it; the whole is a multiple of 64 bytes
+    0   xxh3_64 of all bytes behind it: the rest is the *body*
+    8   the 32 bytes of the key
+    40  stamp: the sum of the epochs under which the answer was asked for (`epoch.py`)
+    48  created, milliseconds of the wall clock
+    56  expires, milliseconds of the wall clock; at this moment it is no longer an answer
+    64  offset of the value's end in the body (bits 0-31), format of the entry (bits 32-63)
+    72  the value, then zeros; the whole is a multiple of 64 bytes
 
-The checksum comes last, so that L1 takes what is hashed out of the map in one copy, without a second one to cut
-it off.
+L1 takes the body out of the map in one copy, hashes just that, and reads the checksum where it lies.
 """
 
 from __future__ import annotations
@@ -26,18 +25,21 @@ import xxhash
 
 from .digest import KEY_BYTES, Key
 
-#: Where the value begins in the bytes of an entry.
+#: Where the value begins in a body.
 VALUE_AT = 64
 #: Entries are a multiple of this, and lie at multiples of it.
 UNIT_BYTES = 64
-CHECKSUM_BYTES = 8
+#: Where the body begins in an entry.
+BODY_AT = 8
 
 FORMAT = 1 << 32
 
-HEAD = struct.Struct("<32sQQQQ")  # key, stamp, created, expires, end and format
-TAIL = struct.Struct("<32x4Q")  # the same without the key
+#: Of a body: stamp, created, expires, end and format.
+TAIL = struct.Struct("<32x4Q")
+_HEAD = struct.Struct("<32s4Q")  # the same behind the key
 _CHECKSUM = struct.Struct("<Q")
 _MAX_END = (1 << 32) - 1
+_PADDING = tuple(bytes(-(i + BODY_AT) % UNIT_BYTES) for i in range(UNIT_BYTES))
 
 _xxh3 = xxhash.xxh3_64_intdigest
 _tail = TAIL.unpack_from
@@ -46,7 +48,7 @@ _tail = TAIL.unpack_from
 class Entry:
     """An entry that was verified whole.
 
-    data: its bytes, at least up to `end`; the value is `data[VALUE_AT:end]`. created_ms, expires_ms: wall clock.
+    data: its body; the value is `data[VALUE_AT:end]`. created_ms, expires_ms: wall clock.
     """
 
     __slots__ = ("created_ms", "data", "end", "expires_ms")
@@ -65,7 +67,7 @@ class Entry:
 
 def packed_bytes(value_bytes: int) -> int:
     """The size of an entry whose value has this size."""
-    return -(-(VALUE_AT + value_bytes + CHECKSUM_BYTES) // UNIT_BYTES) * UNIT_BYTES
+    return -(-(BODY_AT + VALUE_AT + value_bytes) // UNIT_BYTES) * UNIT_BYTES
 
 
 def pack(key: Key, stamp: int, created_ms: int, expires_ms: int, *value: bytes) -> bytes:
@@ -74,12 +76,13 @@ def pack(key: Key, stamp: int, created_ms: int, expires_ms: int, *value: bytes) 
     Raises ValueError for a key that is not 32 bytes or a value of 4 GiB, struct.error for a number that is not
     of 64 bits.
     """
-    end = VALUE_AT + sum(map(len, value))
+    whole = value[0] if len(value) == 1 else b"".join(value)
+    end = VALUE_AT + len(whole)
     if len(key) != KEY_BYTES or end > _MAX_END:
-        raise ValueError(f"no entry: a key of {len(key)} bytes, a value of {end - VALUE_AT}")
-    head = HEAD.pack(key, stamp, created_ms, expires_ms, FORMAT | end)
-    body = b"".join((head, *value, bytes(-(end + CHECKSUM_BYTES) % UNIT_BYTES)))
-    return body + _CHECKSUM.pack(_xxh3(body))
+        raise ValueError(f"no entry: a key of {len(key)} bytes, a value of {len(whole)}")
+    head = _HEAD.pack(key, stamp, created_ms, expires_ms, FORMAT | end)
+    body = b"".join((head, whole, _PADDING[end % UNIT_BYTES]))
+    return _CHECKSUM.pack(_xxh3(body)) + body
 
 
 def read(data: bytes, key: Key, stamp: int, now_ms: int) -> Entry | None:
@@ -87,14 +90,13 @@ def read(data: bytes, key: Key, stamp: int, now_ms: int) -> Entry | None:
 
     That is: another key, another stamp, expired at now_ms, cut short, or any byte changed.
     """
-    if len(data) < VALUE_AT + CHECKSUM_BYTES:
+    if len(data) < BODY_AT + VALUE_AT:
         return None
-    body = data[:-CHECKSUM_BYTES]
-    return verified(body, _CHECKSUM.unpack(data[-CHECKSUM_BYTES:])[0], key, stamp, now_ms)
+    return verified(data[BODY_AT:], _CHECKSUM.unpack_from(data)[0], key, stamp, now_ms)
 
 
 def verified(body: bytes, checksum: int, key: Key, stamp: int, now_ms: int) -> Entry | None:
-    """The entry whose bytes before the checksum are `body`, under the same conditions as :func:`read`."""
+    """The entry of this body and this checksum, under the same conditions as :func:`read`."""
     if _xxh3(body) != checksum or not body.startswith(key) or len(body) < VALUE_AT:
         return None
     of, created_ms, expires_ms, end = _tail(body)
@@ -106,5 +108,6 @@ def verified(body: bytes, checksum: int, key: Key, stamp: int, now_ms: int) -> E
 
 def with_expiry(packed: bytes, expires_ms: int) -> bytes:
     """The same entry with another end of its life, for bytes that :func:`read` accepted."""
-    key, stamp, created_ms, _, end = HEAD.unpack_from(packed)
-    return pack(Key(key), stamp, created_ms, expires_ms, packed[VALUE_AT : end - FORMAT])
+    body = packed[BODY_AT:]
+    stamp, created_ms, _, end = _tail(body)
+    return pack(Key(body[:KEY_BYTES]), stamp, created_ms, expires_ms, body[VALUE_AT : end - FORMAT])

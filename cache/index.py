@@ -5,8 +5,8 @@ doubled, lost to another writer's store at the same moment, or rubbish, and the 
 A key has a home word in its set; it lies elsewhere in the set only if the home was taken. A byte beside each word
 says that the entry was read lately.
 
-It refuses to know segments and who owns them (`log.py`), and it looks into an entry only to tell whose it is.
-The byte layout is in `arena.py`.
+It refuses to know segments and who owns them (`log.py`), and it looks into an entry only to tell whose it is and
+how old. The byte layout is in `arena.py`.
 """
 
 from __future__ import annotations
@@ -15,134 +15,131 @@ import struct
 
 from .arena import WAYS, Arena
 from .counts import Counts
-from .digest import Key
+from .digest import KEY_BYTES, Key
+from .entry import BODY_AT, UNIT_BYTES
 from .layout import CELL_BYTES
 
-#: Of a word: location in units (bits 0-31), length in units (bits 32-47), tag (bits 48-63).
-LOCATION = (1 << 32) - 1
-LENGTH_SHIFT = 32
-TAG_SHIFT = 48
+# Of a word: location in bytes (bits 0-39), length in units (bits 40-55), tag (bits 56-63).
+LOCATION = (1 << 40) - 1
+TAG_SHIFT = 56
+#: A length in bytes, shifted by this, is where a word has it in units.
+LENGTH_SHIFT = 40 - (UNIT_BYTES.bit_length() - 1)
+LENGTH = 0xFFFF * UNIT_BYTES
 
 #: Of a key's 32 bytes: where its home is, and its tag. (Epochs take theirs from the other end.)
-PLACE = struct.Struct("<QH22x")
-#: Of an entry's 64: home, tag, created, expires, end.
-ENTRY_PLACE = struct.Struct("<QH22x8xQQQ")
+PLACE = struct.Struct("<IB27x")
 
-# Cells of the header that stay zero: the one set of an arena without an index.
+# Of an entry: home, tag, created, expires.
+_ENTRY = struct.Struct("<8xIB27x8xQQ")
+# Cells of the header that stay zero.
 _EMPTY_SET = 24
 _SET_BYTES = WAYS * CELL_BYTES
-_words = struct.Struct("@8Q").unpack_from
+
+_words = struct.Struct("@8Q").unpack
 _place = PLACE.unpack
-_entry_place = ENTRY_PLACE.unpack_from
+_entry = _ENTRY.unpack_from
 
 
 class Index:
     """The words and their visited bytes.
 
-    The cell of a home is `first + (home & mask)`; the visited byte of a cell is at `visited + cell`.
+    A key's home is word `home & mask`, counted from 0; the byte of the same number is its visited byte.
     """
 
-    __slots__ = ("_cells", "_counts", "_map", "first", "mask", "visited")
+    __slots__ = ("_counts", "_map", "_tags", "mask", "visited", "words")
 
     def __init__(self, arena: Arena, counts: Counts) -> None:
-        self._map = arena.map
-        self._cells = arena.cells
-        self._counts = counts
         geometry = arena.geometry
-        if geometry.sets:
-            self.first = geometry.index_at // CELL_BYTES
-            self.mask = geometry.sets * WAYS - 1
-            self.visited = geometry.visited_at - self.first
-        else:
-            self.first = _EMPTY_SET
-            self.mask = 0
-            self.visited = 0
+        self._map = arena.map
+        self._counts = counts
+        # An arena without L1 has one set, which is empty.
+        count = geometry.sets * WAYS or WAYS
+        first = geometry.index_at // CELL_BYTES if geometry.sets else _EMPTY_SET
+        visited = geometry.visited_at if geometry.sets else first * CELL_BYTES
+        self._tags = first * CELL_BYTES + CELL_BYTES - 1  # the tag is the last byte of a word on x86-64
+        self.mask = count - 1
+        self.words = arena.cells[first : first + count]
+        self.visited = memoryview(arena.map)[visited : visited + count]
 
     def find(self, home: int, word: int) -> int:
-        """The cell that holds exactly this word in its key's set; 0 when there is none."""
-        cell = self.first + (home & self.mask)
-        if self._cells[cell] == word:
-            return cell
-        start = cell & -WAYS
-        try:
-            return start + _words(self._map, start * CELL_BYTES).index(word)
-        except ValueError:
-            return 0
+        """The number of exactly this word in its key's set; -1 when it is not there."""
+        at = home & self.mask
+        if self.words[at] == word:
+            return at
+        start = at & -WAYS
+        found = self._set(start)
+        return start + found.index(word) if word in found else -1
 
-    def insert(self, key: Key, word: int, now_ms: int) -> None:
-        """Make `word`, which lacks its tag, the one that names the key's entry: the last step of a put."""
+    def insert(self, key: Key, location: int, size_bytes: int, now_ms: int) -> None:
+        """Let the key's word name the entry that lies there: the last step of a put."""
         home, tag = _place(key)
-        cells = self._cells
-        word |= tag << TAG_SHIFT
-        cell = self.first + (home & self.mask)
-        start = cell & -WAYS
-        at = start * CELL_BYTES
-        if (
-            self._map.find(key[8:10], at, at + _SET_BYTES) < 0
-        ):  # a tag as in the words: little-endian, as x86-64 is
-            if cells[cell]:
-                cell = self._free(start, now_ms)
-        else:
-            mine = self._of_key(key, tag, start)
-            if mine:
-                self._counts.replaced += 1
-                # The home first: so the next one finds it at once.
-                cell = mine[0]
-                cells[cell] = word
-                for other in mine[1:]:
-                    cells[other] = 0
-                return
-            if cells[cell]:
-                cell = self._free(start, now_ms)
-        visited = self.visited + cell
-        if self._map[visited]:
-            self._map[visited] = 0
-        cells[cell] = word
+        words = self.words
+        at = home & self.mask
+        word = tag << TAG_SHIFT | size_bytes << LENGTH_SHIFT | location
+        same = self.of_key(key, at & -WAYS)
+        if same:
+            # The first of them takes it and the others go; its visited byte stays, it is the key's.
+            self._counts.replaced += 1
+            words[same[0]] = word
+            for other in same[1:]:
+                words[other] = 0
+            return
+        if words[at]:
+            at = self._free(at & -WAYS, now_ms)
+        if self.visited[at]:
+            self.visited[at] = 0
+        words[at] = word
 
     def remove(self, key: Key) -> None:
         """Zero every word that names an entry of this key."""
-        home, tag = _place(key)
-        for cell in self._of_key(key, tag, self.first + (home & self.mask) & -WAYS):
-            self._cells[cell] = 0
+        home, _ = _place(key)
+        for at in self.of_key(key, home & self.mask & -WAYS):
+            self.words[at] = 0
 
-    def _of_key(self, key: Key, tag: int, start: int) -> list[int]:
-        """The cells of a set whose words name entries of this key."""
+    def of_key(self, key: Key, start: int) -> list[int]:
+        """The numbers of a set's words that name entries of this key."""
+        first = self._tags + start * CELL_BYTES
+        tags = self._map[first : first + _SET_BYTES : CELL_BYTES]
         found = []
-        for cell, word in enumerate(_words(self._map, start * CELL_BYTES), start):
-            if word >> TAG_SHIFT == tag and word:
-                at = (word & LOCATION) << 6
-                if self._map[at : at + len(key)] == key:
-                    found.append(cell)
+        at = tags.find(key[4])
+        while at >= 0:
+            location = (self.words[start + at] & LOCATION) + BODY_AT
+            if self._map[location : location + KEY_BYTES] == key:
+                found.append(start + at)
+            at = tags.find(key[4], at + 1)
         return found
 
-    def _free(self, start: int, now_ms: int) -> int:
-        """A cell of the set for a new word, its home being taken: an empty one, else one to be dropped.
+    def _set(self, start: int) -> tuple[int, ...]:
+        return _words(self.words[start : start + WAYS])
 
-        That is one which names nothing or what is expired, else the oldest entry not read lately. When all were
-        read, the oldest, and from now on all count as not read.
+    def _free(self, start: int, now_ms: int) -> int:
+        """A word of the set for another entry, its home being taken: an empty one, else one to be dropped.
+
+        That is one which names nothing of this set or what is expired, else the oldest entry not read lately. When
+        all were read, the oldest, and from now on none counts as read.
         """
-        words = _words(self._map, start * CELL_BYTES)
+        words = self._set(start)
         if 0 in words:
             return start + words.index(0)
-        mask, map_ = self.mask, self._map
-        oldest = unread = (1 << 64, start)
-        for cell, word in enumerate(words, start):
-            at = (word & LOCATION) << 6
+        oldest: tuple[int, int] | None = None
+        unread: tuple[int, int] | None = None
+        for at, word in enumerate(words, start):
             try:
-                home, tag, created_ms, expires_ms, _ = _entry_place(map_, at)
+                home, tag, created_ms, expires_ms = _entry(self._map, word & LOCATION)
             except struct.error:  # beyond the end
-                return cell
-            if tag != word >> TAG_SHIFT or (self.first + (home & mask)) & -WAYS != start:
-                return cell
+                return at
+            if tag != word >> TAG_SHIFT or home & self.mask & -WAYS != start:
+                return at
             if expires_ms <= now_ms:
                 self._counts.expired += 1
-                return cell
-            oldest = min(oldest, (created_ms, cell))
-            if not map_[self.visited + cell]:
-                unread = min(unread, (created_ms, cell))
+                return at
+            age = created_ms, at
+            oldest = age if oldest is None else min(oldest, age)
+            if not self.visited[at]:
+                unread = age if unread is None else min(unread, age)
         self._counts.evicted += 1
-        if unread[0] < 1 << 64:
+        if unread is not None:
             return unread[1]
-        for cell in range(start, start + WAYS):
-            map_[self.visited + cell] = 0
-        return oldest[1]
+        for at in range(start, start + WAYS):
+            self.visited[at] = 0
+        return start if oldest is None else oldest[1]

@@ -16,19 +16,17 @@ import xxhash
 
 from .arena import WAYS, Arena
 from .counts import Counts
-from .digest import Key
-from .entry import CHECKSUM_BYTES, FORMAT, TAIL, UNIT_BYTES, VALUE_AT, Entry, packed_bytes, verified
-from .index import LENGTH_SHIFT, LOCATION, PLACE, TAG_SHIFT, Index
-from .layout import CELL_BYTES
+from .digest import KEY_BYTES, Key
+from .entry import BODY_AT, FORMAT, TAIL, UNIT_BYTES, Entry, packed_bytes, verified
+from .index import LENGTH, LENGTH_SHIFT, LOCATION, PLACE, TAG_SHIFT, Index
 from .log import Log
 
-_words = struct.Struct("@8Q").unpack_from
+_LEAST = packed_bytes(0)
+
+_new = object.__new__
 _place = PLACE.unpack
 _xxh3 = xxhash.xxh3_64_intdigest
 _tail = TAIL.unpack_from
-
-# A word shifted right by 26 has its length there, in bytes, as 64 times the units of bits 32-47.
-_BYTES = 0xFFFF << 6
 
 
 class L1:
@@ -42,13 +40,13 @@ class L1:
 
     __slots__ = (
         "_cells",
-        "_first",
         "_index",
         "_log",
         "_map",
         "_mask",
         "_most",
         "_visited",
+        "_words",
         "capacity_bytes",
         "counts",
     )
@@ -62,7 +60,7 @@ class L1:
         self._cells = arena.cells
         self._index = Index(arena, self.counts)
         self._log = Log(arena, self._index, self.counts, owner, alive)
-        self._first = self._index.first
+        self._words = self._index.words
         self._mask = self._index.mask
         self._visited = self._index.visited
         self._most = packed_bytes(arena.geometry.max_entry_bytes)
@@ -70,38 +68,40 @@ class L1:
     def get(self, key: Key, stamp: int, now_ms: int) -> Entry | None:
         """The key's answer, when it was stored under this stamp and is not expired at now_ms; else None."""
         home, tag = _place(key)
-        cell = self._first + (home & self._mask)
-        word = self._cells[cell]
+        home &= self._mask
+        word = self._words[home]
         if word >> TAG_SHIFT == tag:
-            # Most hits end here, so this is `entry.verified` written out.
-            at = (word & LOCATION) << 6
-            end = at + (word >> 26 & _BYTES) - CHECKSUM_BYTES
-            if at:  # an empty word matches tag 0
-                try:
-                    body = self._map[at:end]
-                    if _xxh3(body) == self._cells[end >> 3] and body.startswith(key):
-                        of, created_ms, expires_ms, value_end = _tail(body)
-                        if of == stamp and expires_ms > now_ms:
-                            if not self._map[self._visited + cell]:
-                                self._map[self._visited + cell] = 1
-                            return Entry(body, value_end - FORMAT, created_ms, expires_ms)
-                except (IndexError, struct.error):  # the word pointed beyond the end
-                    pass
-        return self._elsewhere(key, stamp, now_ms, tag, cell)
+            # Nearly every hit ends here: this is `entry.verified` and `Entry()`, written out.
+            at = word & LOCATION
+            try:
+                body = self._map[at + BODY_AT : at + (word >> LENGTH_SHIFT & LENGTH)]
+                if _xxh3(body) == self._cells[at >> 3] and body.startswith(key):
+                    of, created_ms, expires_ms, end = _tail(body)
+                    if of == stamp and expires_ms > now_ms:
+                        if not self._visited[home]:
+                            self._visited[home] = 1
+                        entry = _new(Entry)
+                        entry.data = body
+                        entry.end = end - FORMAT
+                        entry.created_ms = created_ms
+                        entry.expires_ms = expires_ms
+                        return entry
+            except (IndexError, struct.error):  # the word pointed beyond the end
+                pass
+        return self._elsewhere(key, stamp, now_ms, home)
 
-    def _elsewhere(self, key: Key, stamp: int, now_ms: int, tag: int, home: int) -> Entry | None:
-        """The key's answer from the other words of its set."""
-        start = home & -WAYS
-        for cell, word in enumerate(_words(self._map, start * CELL_BYTES), start):
-            if word >> TAG_SHIFT != tag or cell == home:
+    def _elsewhere(self, key: Key, stamp: int, now_ms: int, home: int) -> Entry | None:
+        """The key's answer from another word of its set than its home."""
+        for i in self._index.of_key(key, home & -WAYS):
+            word = self._words[i]
+            at = word & LOCATION
+            if i == home or at >> 3 >= len(self._cells):
                 continue
-            at = (word & LOCATION) << 6
-            end = at + (word >> 26 & _BYTES) - CHECKSUM_BYTES
-            if at and end >> 3 < len(self._cells):
-                entry = verified(self._map[at:end], self._cells[end >> 3], key, stamp, now_ms)
-                if entry is not None:
-                    self._map[self._visited + cell] = 1
-                    return entry
+            body = self._map[at + BODY_AT : at + (word >> LENGTH_SHIFT & LENGTH)]
+            entry = verified(body, self._cells[at >> 3], key, stamp, now_ms)
+            if entry is not None:
+                self._visited[i] = 1
+                return entry
         return None
 
     def put(self, key: Key, packed: bytes, now_ms: int) -> bool:
@@ -110,20 +110,16 @@ class L1:
         Raises ValueError for bytes that are no such entry's.
         """
         size = len(packed)
-        if size % UNIT_BYTES or not packed.startswith(key) or size < VALUE_AT + UNIT_BYTES:
+        if size % UNIT_BYTES or size < _LEAST or packed[BODY_AT : BODY_AT + KEY_BYTES] != key:
             raise ValueError("these bytes were not packed for this key")
         if size > self._most:
             self.counts.too_large += 1
             return False
-        units = size >> 6
-        unit = self._log.reserve(units, now_ms)
-        if not unit:
+        at = self._log.append(packed, now_ms)
+        if not at:
             self.counts.skipped += 1
             return False
-        at = unit << 6
-        self._map[at : at + size] = packed
-        self._log.commit(units)
-        self._index.insert(key, units << LENGTH_SHIFT | unit, now_ms)
+        self._index.insert(key, at, size, now_ms)
         self.counts.stored += 1
         return True
 
@@ -135,7 +131,7 @@ class L1:
 
     def used_bytes(self) -> int:
         """Bytes of the segments that hold entries, living and dead, whoever wrote them."""
-        return self._log.used_units() * UNIT_BYTES
+        return self._log.used_bytes()
 
     def close(self) -> None:
         """Give up the open segment, so that another process goes on in it. Before the slot is released."""

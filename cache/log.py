@@ -23,28 +23,30 @@ who is alive (it asks).
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 
 from .arena import H_SEQUENCE, ROW_CELLS, Arena
 from .counts import Counts
-from .entry import CHECKSUM_BYTES, FORMAT, UNIT_BYTES, VALUE_AT
-from .index import ENTRY_PLACE, LENGTH_SHIFT, TAG_SHIFT, Index
+from .entry import BODY_AT, FORMAT, UNIT_BYTES, VALUE_AT
+from .index import LENGTH_SHIFT, TAG_SHIFT, Index
 from .layout import CELL_BYTES
 
-_STATE = 0
-_OWNER = 1
-_SEQUENCE = 2
+# Cells of a row.
+STATE = 0
+OWNER = 1
+SEQUENCE = 2
 
-_C_SHIFT = 21
-_E_SHIFT = 42
 _FIELD = (1 << 21) - 1
 _CELL = (1 << 64) - 1
-
 _CARRIED_A_PUT = 16
-_TAIL_UNITS = CHECKSUM_BYTES + UNIT_BYTES - 1  # behind the value's end: the checksum, and up to a whole unit
 _ROOM_WORTH = 8  # a sealed segment is opened again for its room when that is an eighth of it
+_BEHIND = BODY_AT + UNIT_BYTES - 1  # from the value's end in the body to a whole entry, rounded up
+_UNITS = -UNIT_BYTES
 
-_entry_place = ENTRY_PLACE.unpack_from
+# Of an entry: home, tag, expires, end and format.
+_ENTRY = struct.Struct("<8xIB27x16xQQ")
+_entry = _ENTRY.unpack_from
 
 
 class Log:
@@ -93,122 +95,124 @@ class Log:
         self._rows = geometry.rows_at // CELL_BYTES
         self._segments = geometry.segments
         self._slots = geometry.slots
-        self._start = geometry.data_at // UNIT_BYTES
-        self._size = geometry.segment_bytes // UNIT_BYTES
+        self._start = geometry.data_at
+        self._size = geometry.segment_bytes
         self._row = -1  # none is open: no room, so the first put takes one
         self._base = self._w = self._c = self._e = 0
 
-    def reserve(self, units: int, now_ms: int) -> int:
-        """Make room for an entry; the unit of the file where it is to be written, 0 when there is none just now.
-
-        What is there may be overwritten until `commit`; call no other method before that.
-        """
-        w, c, e = self._w, self._c, self._e
-        if self._row >= 0 and (c if c < e else self._size) - w >= units:
-            return self._base + w
-        left = _CARRIED_A_PUT
-        for _ in range(3):  # what is carried may fill a segment or two; then nothing is
-            if self._row >= 0:
-                left = self._clean(units, now_ms, left)
-                if (self._c if self._c < self._e else self._size) - self._w >= units:
-                    return self._base + self._w
-            if not self._owner or not self._take(units):
+    def append(self, packed: bytes, now_ms: int) -> int:
+        """Write an entry; where it lies in the file, 0 when there is no room for it just now."""
+        size = len(packed)
+        w = self._w
+        if self._row < 0 or (self._c if self._c < self._e else self._size) - w < size:
+            if not self._make_room(size, now_ms):
                 return 0
-        self._clean(units, now_ms, 0)
-        return self._base + self._w
-
-    def commit(self, units: int) -> None:
-        """The entry at the reserved place is whole."""
-        self._w += units
-        self._publish()
+            w = self._w
+        at = self._base + w
+        self._map[at : at + size] = packed
+        self._w = w = w + size
+        self._cells[self._row] = w >> 6 | self._c << 15 | self._e << 36
+        return at
 
     def seal(self) -> None:
         """Give up the open segment; who comes next may take it."""
         if self._row >= 0:
-            self._cells[self._row + _OWNER] = 0
+            self._cells[self._row + OWNER] = 0
             self._row = -1
 
-    def used_units(self) -> int:
-        """Units of all segments that hold entries, dead ones among them."""
+    def used_bytes(self) -> int:
+        """Bytes of all segments that hold entries, dead ones among them."""
         used = 0
-        for state in self._column(_STATE):
+        for state in self._column(STATE):
             w, c, e = _fields(state, self._size)
             used += w + (e - c if c < e else 0)
         return used
 
-    def _clean(self, units: int, now_ms: int, left: int) -> int:
+    def _make_room(self, size: int, now_ms: int) -> bool:
+        """Have an open segment with so many free bytes at w."""
+        left = _CARRIED_A_PUT
+        for _ in range(3):  # what is carried may fill a segment or two; then nothing is
+            if self._row >= 0:
+                left = self._clean(size, now_ms, left)
+                if (self._c if self._c < self._e else self._size) - self._w >= size:
+                    return True
+            if not self._take(size):
+                return False
+        self._clean(size, now_ms, 0)
+        return True
+
+    def _clean(self, size: int, now_ms: int, left: int) -> int:
         """Pass over old entries until there is room before the next; returns how many more may be carried."""
-        map_, cells, index, counts = self._map, self._cells, self._index, self._counts
-        w, c, e = self._w, self._c, self._e
-        base = self._base
-        while c < e and c - w < units:
-            at = (base + c) * UNIT_BYTES
-            home, tag, _, expires_ms, end = _entry_place(map_, at)
+        map_, index, counts = self._map, self._index, self._counts
+        words, visited, mask = index.words, index.visited, index.mask
+        w, c, e, base = self._w, self._c, self._e, self._base
+        while c < e and c - w < size:
+            home, tag, expires_ms, end = _entry(map_, base + c)
             end -= FORMAT
-            length = (end + _TAIL_UNITS) >> 6
+            length = (end + _BEHIND) & _UNITS
             if end < VALUE_AT or length > e - c:
                 c = e  # damaged: what is behind it cannot be walked, and stays until it is overwritten
                 break
-            cell = index.find(home, tag << TAG_SHIFT | length << LENGTH_SHIFT | base + c)
-            if cell:
-                visited = index.visited + cell
+            word = tag << TAG_SHIFT | length << LENGTH_SHIFT | base + c
+            at = home & mask
+            if words[at] != word:
+                at = index.find(home, word)
+            if at >= 0:
                 if expires_ms <= now_ms:
-                    cells[cell] = 0
+                    words[at] = 0
                     counts.expired += 1
-                elif left and map_[visited]:
+                elif left and visited[at]:
                     left -= 1
                     counts.carried += 1
-                    map_[visited] = 0
+                    visited[at] = 0
                     if w < c:
-                        self._move(w, c, length, cell)
+                        self._move(w, c, length, at, word)
                     w += length
                 else:
-                    cells[cell] = 0
+                    words[at] = 0
                     counts.evicted += 1
             c += length
         self._w, self._c = w, c
         self._publish()
         return left
 
-    def _move(self, w: int, c: int, length: int, cell: int) -> None:
+    def _move(self, w: int, c: int, length: int, at: int, word: int) -> None:
         """Copy an old entry down to w and have the index name the copy."""
-        size = length * UNIT_BYTES
-        at = (self._base + c) * UNIT_BYTES
-        data = self._map[at : at + size]
-        word = self._cells[cell]
+        base, words = self._base, self._index.words
+        data = self._map[base + c : base + c + length]
         self._w, self._c = w, c + length
         self._publish()  # it is dead where it lies, before it is overwritten
-        at = (self._base + w) * UNIT_BYTES
-        self._map[at : at + size] = data
+        self._map[base + w : base + w + length] = data
         self._w = w + length
         self._publish()
-        if self._cells[cell] == word:  # nobody stored another one meanwhile
-            self._cells[cell] = word - c + w
+        if words[at] == word:  # nobody stored another one meanwhile
+            words[at] = word - c + w
 
     def _publish(self) -> None:
-        self._cells[self._row + _STATE] = self._w | self._c << _C_SHIFT | self._e << _E_SHIFT
+        # From bytes to units (6) and into place (0, 21, 42).
+        self._cells[self._row] = self._w >> 6 | self._c << 15 | self._e << 36
 
-    def _take(self, units: int) -> bool:
+    def _take(self, size: int) -> bool:
         """Open another segment; the present one is sealed. False when there is none, or another is taking one."""
-        if not self._segments or not self._lock.try_lock(0):
+        if not self._owner or not self._segments or not self._lock.try_lock(0):
             return False
         try:
-            found = self._choose(units)
+            found = self._choose(size)
             if found is None:
                 return False
             row, (w, c, e) = found
-            self._open(row, *((w, c, e) if self._resumable(w, c, e, units) else (0, 0, w)))
+            self._open(row, *((w, c, e) if self._resumable(w, c, e, size) else (0, 0, w)))
         finally:
             self._lock.unlock(0)
         return True
 
-    def _choose(self, units: int) -> tuple[int, tuple[int, int, int]] | None:
+    def _choose(self, size: int) -> tuple[int, tuple[int, int, int]] | None:
         """Of the segments that nobody alive owns, one left unfinished, else the one opened longest ago.
 
         When there is none, this process's own, to be emptied from its front.
         """
         own = (self._row - self._rows) // ROW_CELLS if self._row >= 0 else -1
-        states, owners, sequences = map(self._column, (_STATE, _OWNER, _SEQUENCE))
+        states, owners, sequences = map(self._column, (STATE, OWNER, SEQUENCE))
         last = self._cells[H_SEQUENCE]
         lives = {
             0: False,
@@ -227,32 +231,31 @@ class Log:
             fields = _fields(states[i], self._size)
             # A sequence that was never given out is damage.
             age = sequences[i] if sequences[i] <= last else 0
-            rank = (not self._resumable(*fields, units), age)
+            rank = (not self._resumable(*fields, size), age)
             if best is None or rank < best[0]:
                 best = rank, i, fields
         if best is not None:
             return self._rows + best[1] * ROW_CELLS, best[2]
         return None if own < 0 else (self._row, (self._w, self._c, self._e))
 
-    def _resumable(self, w: int, c: int, e: int, units: int) -> bool:
+    def _resumable(self, w: int, c: int, e: int, size: int) -> bool:
         """Whether a segment that nobody owns has room worth going on in, some of it perhaps still to be emptied."""
         room = self._size - w
-        return room >= units and (c < e or room * _ROOM_WORTH >= self._size)
+        return room >= size and (c < e or room * _ROOM_WORTH >= self._size)
 
     def _open(self, row: int, w: int, c: int, e: int) -> None:
         """Under the lock. A kill in here leaves a segment of nobody alive, to be resumed."""
-        cells = self._cells
+        cells, before = self._cells, self._row
         sequence = (cells[H_SEQUENCE] + 1) & _CELL
         cells[H_SEQUENCE] = sequence
-        cells[row + _STATE] = w | c << _C_SHIFT | e << _E_SHIFT
-        cells[row + _SEQUENCE] = sequence
-        cells[row + _OWNER] = self._owner
-        before = self._row
         self._row = row
         self._base = self._start + (row - self._rows) // ROW_CELLS * self._size
         self._w, self._c, self._e = w, c, e
+        self._publish()
+        cells[row + SEQUENCE] = sequence
+        cells[row + OWNER] = self._owner
         if before >= 0 and before != row:
-            cells[before + _OWNER] = 0
+            cells[before + OWNER] = 0
 
     def _column(self, cell: int) -> list[int]:
         end = self._rows + self._segments * ROW_CELLS
@@ -260,8 +263,8 @@ class Log:
 
 
 def _fields(state: int, size: int) -> tuple[int, int, int]:
-    """w, c and e; those of an empty segment for what no process can have stored."""
-    w, c, e = state & _FIELD, state >> _C_SHIFT & _FIELD, state >> _E_SHIFT
+    """w, c and e in bytes; those of an empty segment for what no process can have stored."""
+    w, c, e = ((state >> shift & _FIELD) * UNIT_BYTES for shift in (0, 21, 42))
     if w > size or e > size or c > e or (c < e and w > c):
         return 0, 0, 0
     return w, c, e

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from penstock.cache.arena import H_SEQUENCE, ROW_CELLS, Arena, ArenaGeometry
 from penstock.cache.digest import Key
-from penstock.cache.entry import UNIT_BYTES, VALUE_AT, pack, packed_bytes
+from penstock.cache.entry import BODY_AT, UNIT_BYTES, VALUE_AT, pack, packed_bytes
 from penstock.cache.epoch import Epochs, Scope
 from penstock.cache.l1 import L1
 from penstock.cache.layout import CELL_BYTES, Geometry
@@ -156,7 +156,7 @@ class World:
             at = first
             while at < last:
                 where = begin + at * UNIT_BYTES
-                (end,) = _END_AND_FORMAT.unpack_from(self.arena.map, where + VALUE_AT - 8)
+                (end,) = _END_AND_FORMAT.unpack_from(self.arena.map, where + BODY_AT + VALUE_AT - 8)
                 length = packed_bytes((end & 0xFFFFFFFF) - VALUE_AT) // UNIT_BYTES
                 if end >> 32 != 1 or not 0 < length <= last - at:
                     raise ValueError(f"at unit {at} of {row} stands {end:#x}")
@@ -180,7 +180,7 @@ class World:
                 found.append(str(error))
         return found
 
-    def fill(self, slot: int | None = None, rounds: int = 3) -> int:
+    def fill(self, slot: int | None = None, rounds: int = 2) -> int:
         """Write one's fill of alike entries, and count those that can be read in the end.
 
         Raises AssertionError when an entry that was taken cannot be read at once, or has a wrong byte.
