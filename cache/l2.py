@@ -37,8 +37,8 @@ from .remote.value import OVERHEAD_BYTES, is_lease, lease_of
 
 log = logging.getLogger(__name__)
 
-# Hash tags of a Cluster, whose slots lie in the middle of each sixteenth of them all: whoever shares slots out in ranges
-# gives each master its part. More tags would spread better over many masters, and share commands worse.
+# Hash tags of a Cluster. Their slots lie in the middle of each sixteenth of all slots, so masters with a range each get
+# their part of the keys. More tags would spread better over many masters, and share commands worse.
 TAGS = ("u0", "3", "dj", "j", "d2", "2", "uh", "k", "ly", "1", "uv", "u", "9s", "0", "dt", "t")
 QUEUE_COUNT = 4096
 QUEUE_BYTES = 32 << 20
