@@ -36,7 +36,7 @@ class AclUser:
     name: str = "penstock"
     password: str = "a secret & more %2F"
     rules: str = (
-        "~penstock:* &penstock:* -@all +mget +get +set +del +pttl +pexpire +evalsha +eval +hgetall +hset +incr"
+        "~penstock:* &penstock:* -@all +mget +get +set +del +pttl +pexpire +evalsha +eval +hgetall +hget +hset +hsetnx"
         " +publish +subscribe +unsubscribe +ping +select +cluster|slots +asking +config|get"
     )
 
