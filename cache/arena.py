@@ -13,6 +13,7 @@ Cells are 8-byte unsigned integers in native byte order, each stored in one go. 
         [7] digest of what must be equal for a kept file to be taken over   [8] size of the whole file in bytes
         [9] xxh3_64 of cells [2]..[8]
         [16] the sequence last given to a segment (holder of the lock)
+        [17] life: raised when the file is taken over; who opened a log in an earlier life writes no more
         [24]..[31] zero: the one, empty set of an arena without L1
     epochs     from byte 4096: see `epoch.py`
     rows       `segments` rows of 128 bytes
@@ -24,6 +25,7 @@ Cells are 8-byte unsigned integers in native byte order, each stored in one go. 
               tag (bits 56-63); 0: empty
     visited    one byte a word: 1 when the entry was read since it was last looked at
     segments   `segments` x segment_bytes, each a run of entries (`entry.py`), see `log.py`
+    a page     behind them, so that an entry's head may be read wherever one can be thought to begin
 
 Every region begins on a page boundary. There is one lock, the byte at `TAKE_LOCK` far behind the end of the file:
 who takes a segment holds it. Its order: after a slot's lock, never together with another one.
@@ -56,6 +58,7 @@ H_DIGEST = 7
 H_TOTAL_BYTES = 8
 H_CHECKSUM = 9
 H_SEQUENCE = 16
+H_LIFE = 17
 
 ROW_CELLS = 16
 WAYS = 8
@@ -108,11 +111,13 @@ class ArenaGeometry:
         for _ in range(
             2
         ):  # the rows take room themselves: once with a guess at their number, once with the number
-            room = size_bytes - _data_at(sets, segments or _SEGMENTS)
+            room = size_bytes - PAGE_BYTES - _data_at(sets, segments or _SEGMENTS)
             aim = min(max(room // _SEGMENTS, 2 * entry), room // least, _MAX_UNITS * UNIT_BYTES)
             segment_bytes = max(aim // UNIT_BYTES * UNIT_BYTES, entry)
             segments = max(room // segment_bytes, 0)
-        while segments and _data_at(sets, segments) + segments * segment_bytes > size_bytes:
+        while (
+            segments and cls(slots, max_entry_bytes, sets, segments, segment_bytes).total_bytes > size_bytes
+        ):
             segments -= 1
         if segments < least:
             raise ValueError(
@@ -127,7 +132,7 @@ class ArenaGeometry:
         """A size in bytes that `of` accepts; not much less will do."""
         data_bytes = _fewest(slots) * packed_bytes(max_entry_bytes)
         # The index takes at most 9 bytes for each 128 of the whole.
-        return _up((_data_at(0, _fewest(slots)) + data_bytes) * 128 // 119 + 4 * PAGE_BYTES, PAGE_BYTES)
+        return _up((_data_at(0, _fewest(slots)) + data_bytes) * 128 // 119 + 6 * PAGE_BYTES, PAGE_BYTES)
 
     @property
     def rows_at(self) -> int:
@@ -157,7 +162,7 @@ class ArenaGeometry:
     @property
     def total_bytes(self) -> int:
         """Bytes of the whole file."""
-        return self.data_at + _up(self.data_bytes, PAGE_BYTES)
+        return self.data_at + (_up(self.data_bytes, PAGE_BYTES) + PAGE_BYTES if self.segments else 0)
 
 
 class Arena:
@@ -168,7 +173,7 @@ class Arena:
     A forked child must `attach` to have a lock of its own.
     """
 
-    __slots__ = ("cells", "digest", "epochs", "fd", "geometry", "lock", "map")
+    __slots__ = ("_epoch_cells", "cells", "digest", "epochs", "fd", "geometry", "lock", "map")
 
     def __init__(self, fd: int, geometry: ArenaGeometry, digest: int) -> None:
         """Map `fd`, already known to be as large as `geometry` asks; use create, open, attach or adopt instead."""
@@ -179,7 +184,8 @@ class Arena:
         self.cells = memoryview(self.map).cast("Q")
         self.lock = Stripes(fd, TAKE_LOCK, 1)
         at = HEADER_BYTES // CELL_BYTES
-        self.epochs = Epochs(self.cells[at : at + EPOCH_CELLS])
+        self._epoch_cells = self.cells[at : at + EPOCH_CELLS]
+        self.epochs = Epochs(self._epoch_cells)
 
     @classmethod
     def create(cls, path: str | None, geometry: ArenaGeometry, digest: int) -> Arena:
@@ -249,19 +255,28 @@ class Arena:
             raise
 
     def reset_owners(self) -> None:
-        """Say that nobody owns a segment: for a file whose owners belonged to another control segment."""
+        """Begin another life of the file: nobody owns a segment, and processes of the last one write no more.
+
+        For a file that is taken over. Slots and generations begin anew with the control segment, so an old worker
+        that still drains would otherwise share a name, and a segment, with a new one.
+        """
+        self.cells[H_LIFE] = (self.cells[H_LIFE] + 1) & ((1 << 64) - 1)
         at = self.geometry.rows_at // CELL_BYTES
         for row in range(self.geometry.segments):
             self.cells[at + row * ROW_CELLS + 1] = 0
 
     def close(self) -> None:
-        """Give back lock and descriptor, and unmap unless something still looks into the map. Idempotent."""
+        """Give back lock and descriptor, and unmap unless an L1 still looks into the map; epochs do not any more.
+
+        Idempotent.
+        """
         if self.fd < 0:
             return
         # The mapping keeps a duplicate of the descriptor, so closing ours would not free the lock.
         self.lock.unlock_all()
         os.close(self.fd)
         self.fd = -1
+        self._epoch_cells.release()  # `epochs` is of no use any more
         with contextlib.suppress(BufferError):  # a slice is alive: the map goes when it does
             self.cells.release()
             self.map.close()

@@ -26,7 +26,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from .arena import H_SEQUENCE, ROW_CELLS, Arena
+from .arena import H_LIFE, H_SEQUENCE, ROW_CELLS, Arena
 from .counts import Counts
 from .entry import BODY_AT, FORMAT, UNIT_BYTES, VALUE_AT
 from .index import LENGTH_SHIFT, TAG_SHIFT, Index
@@ -64,6 +64,7 @@ class Log:
         "_counts",
         "_e",
         "_index",
+        "_life",
         "_lock",
         "_map",
         "_owner",
@@ -97,6 +98,7 @@ class Log:
         self._slots = geometry.slots
         self._start = geometry.data_at
         self._size = geometry.segment_bytes
+        self._life = arena.cells[H_LIFE]
         self._row = -1  # none is open: no room, so the first put takes one
         self._base = self._w = self._c = self._e = 0
 
@@ -104,6 +106,8 @@ class Log:
         """Write an entry; where it lies in the file, 0 when there is no room for it just now."""
         size = len(packed)
         w = self._w
+        if self._cells[H_LIFE] != self._life:
+            return 0
         if self._row < 0 or (self._c if self._c < self._e else self._size) - w < size:
             if not self._make_room(size, now_ms):
                 return 0
@@ -116,9 +120,9 @@ class Log:
 
     def seal(self) -> None:
         """Give up the open segment; who comes next may take it."""
-        if self._row >= 0:
-            self._cells[self._row + OWNER] = 0
-            self._row = -1
+        row, self._row = self._row, -1
+        if row >= 0 and self._cells[row + OWNER] == self._owner and self._cells[H_LIFE] == self._life:
+            self._cells[row + OWNER] = 0
 
     def used_bytes(self) -> int:
         """Bytes of all segments that hold entries, dead ones among them."""
