@@ -82,7 +82,11 @@ def client(
         del options["maint_notifications_config"], options["socket_connect_timeout"]
         db = _number(at.query.removeprefix("db="), "database") if at.query else 0
         return Redis(unix_socket_path=at.path, db=db, **options)
-    host, port = at.hostname, at.port
+    host = at.hostname
+    try:
+        port = at.port
+    except ValueError:
+        raise ValueError("the url of Redis has no port from 0 to 65535 where one should be") from None
     if not host:
         raise ValueError("the url of Redis names no host")
     tls: dict[str, Any] = {}

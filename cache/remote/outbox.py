@@ -98,10 +98,11 @@ class Outbox:
         if self._timer is not None:
             self._timer.cancel()
             self._begin()
-        if self._task is not None:
-            await asyncio.wait([self._task], timeout=grace_s)
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        task = self._task
+        if task is not None:
+            await asyncio.wait([task], timeout=grace_s)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     def _add(self, name: bytes, packed: bytes, ms: int) -> bool:
         if self._lane.breaker.open or not self._room.take(len(packed)):

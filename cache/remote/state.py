@@ -44,7 +44,7 @@ class Watch:
     def came_up(self) -> None:
         """One part is asked again."""
         self._down -= 1
-        self._changed("answers again")
+        self._changed("answers again, and its memory is full" if self._full else "answers again")
 
     def filled(self) -> None:
         """One part refuses to store for want of memory."""

@@ -16,6 +16,7 @@ from penstock.cache.l2 import L2, L2Settings
 from penstock.cache.redis_client import RedisSettings
 
 from .redis import AclUser, ClusterSet, RedisServer, SentinelSet, redis_cluster, redis_sentinel, redis_server
+from .scripted import until
 
 PLACES = ["single", "tls", "sentinel", "cluster"]
 
@@ -117,3 +118,57 @@ def an_entry(key: Key, size: int = 700, *, text: bool = False) -> bytes:
 def lines(records: list[logging.LogRecord]) -> list[str]:
     """The events that the second tier logged, in order."""
     return [r.getMessage().split()[0] for r in records if r.name.startswith("penstock.cache")]
+
+
+class Load:
+    """Callers that look up and store all the time. Whatever a look-up raises ends the test."""
+
+    def __init__(self, l2: L2) -> None:
+        self.l2 = l2
+        self.ended = 0
+        self.hits_of_stored = 0
+        self._going = True
+        self._keys = [a_key() for _ in range(64)]
+        self._hits: set[Key] = set()
+
+    async def _caller(self, number: int) -> None:
+        while self._going:
+            key = self._keys[(number + self.ended) % len(self._keys)]
+            found = await self.l2.get(key)
+            self.ended += 1
+            if isinstance(found, bytes):
+                assert key in found[:64]
+                self.hits_of_stored += 1
+                self._hits.add(key)
+            else:
+                self.l2.put(key, an_entry(key), 60_000)
+            await asyncio.sleep(0.001)
+
+    async def more(self, count: int = 200) -> None:
+        """Go on until so many more look-ups have ended."""
+        await until(self.goal(count))
+
+    def goal(self, count: int) -> Callable[[], bool]:
+        """Asks, from any thread, whether so many more look-ups have ended."""
+        goal = self.ended + count
+        return lambda: self.ended >= goal
+
+    async def in_use(self) -> None:
+        """Go on until what is stored is found again."""
+        goal = self.hits_of_stored + 100
+        await until(lambda: self.hits_of_stored >= goal)
+
+    async def all_in_use(self) -> None:
+        """Go on until every key is found again."""
+        self._hits.clear()
+        await until(lambda: len(self._hits) == len(self._keys))
+
+    @contextlib.asynccontextmanager
+    async def running(self, callers: int = 32) -> AsyncIterator["Load"]:
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(callers):
+                tasks.create_task(self._caller(number))
+            try:
+                yield self
+            finally:
+                self._going = False

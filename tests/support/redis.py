@@ -8,7 +8,7 @@ import contextlib
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -37,7 +37,7 @@ class AclUser:
     password: str = "a secret & more %2F"
     rules: str = (
         "~penstock:* &penstock:* -@all +mget +get +set +del +pttl +pexpire +evalsha +eval +hgetall +hget +hset +hsetnx"
-        " +publish +subscribe +unsubscribe +ping +select +cluster|slots +asking +config|get"
+        " +publish +subscribe +unsubscribe +ping +select +command +cluster|slots +asking +config|get"
     )
 
 
@@ -230,6 +230,13 @@ class SentinelSet:
                     return False
         return True
 
+    def another_than(self, old: RedisServer) -> None:
+        """Wait until the sentinels agree on another master."""
+        wait_until(
+            lambda: len(ports := {self._asked(s) for s in self.sentinels}) == 1 and old.port not in ports,
+            what="another master",
+        )
+
     def _asked(self, sentinel: RedisServer) -> int:
         answer = sentinel.command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
         return int(answer[1])
@@ -297,15 +304,38 @@ class ClusterSet:
         """The running master whose slot range holds a key."""
         asked = next(server for server in self.servers if server._proc is not None)
         slot = asked.command("CLUSTER", "KEYSLOT", key)
-        with asked.client() as client:
-            rows = client.connection_pool.get_connection()
-            try:
-                rows.send_command("CLUSTER", "SLOTS")
-                answer: Any = rows.read_response()
-            finally:
-                client.connection_pool.release(rows)
-        port = next(row[2][1] for row in answer if row[0] <= slot <= row[1])
+        port = next(port for port, low, high in _slot_rows(asked) if low <= slot <= high)
         return next(server for server in self.servers if server.port == port)
+
+    def taken_over(self, old: RedisServer) -> None:
+        """Wait until every other server says that replicas serve the slots of a master that is gone."""
+        others = [server for server in self.servers if server is not old]
+        wait_until(
+            lambda: all(old.port not in _slot_owners(s) and _cluster_ok(s) for s in others),
+            what="a new master",
+        )
+
+    def move_slot(self, key: str, to: int, between: Callable[[], object]) -> None:
+        """Give the slot of a key to another master, key by key as operators do; ``between`` is called when half
+        of its keys have moved.
+        """
+        there = self.servers[to]
+        here = self.owner(key)
+        assert here is not there
+        slot = here.command("CLUSTER", "KEYSLOT", key)
+        names = {s: _text(s.command("CLUSTER", "MYID")) for s in (here, there)}
+        there.command("CLUSTER", "SETSLOT", slot, "IMPORTING", names[here])
+        here.command("CLUSTER", "SETSLOT", slot, "MIGRATING", names[there])
+        keys = here.command("CLUSTER", "GETKEYSINSLOT", slot, 100_000)
+        for i, name in enumerate(keys):
+            if i == len(keys) // 2:
+                between()
+            here.command("MIGRATE", HOST, there.port, name, 0, 5000)
+        while keys := here.command("CLUSTER", "GETKEYSINSLOT", slot, 100_000):
+            for name in keys:
+                here.command("MIGRATE", HOST, there.port, name, 0, 5000)
+        for server in (there, here, *self.servers):
+            server.command("CLUSTER", "SETSLOT", slot, "NODE", names[there])
 
     def whole(self) -> bool:
         """Whether every running server says that all slots are served."""
@@ -315,6 +345,22 @@ class ClusterSet:
     def calls(self, command: str) -> int:
         """Sum over all servers; see RedisServer.calls."""
         return sum(server.calls(command) for server in self.servers if server._proc is not None)
+
+
+def _slot_rows(server: RedisServer) -> list[tuple[int, int, int]]:
+    """Ranges of slots as a server knows them: port of the master, first, last."""
+    with server.client() as client:
+        line = client.connection_pool.get_connection()
+        try:
+            line.send_command("CLUSTER", "SLOTS")  # raw: what redis-py makes of it depends on its version
+            answer: Any = line.read_response()
+        finally:
+            client.connection_pool.release(line)
+    return [(row[2][1], row[0], row[1]) for row in answer]
+
+
+def _slot_owners(server: RedisServer) -> set[int]:
+    return {port for port, _, _ in _slot_rows(server)}
 
 
 def _cluster_ok(server: RedisServer) -> bool:
