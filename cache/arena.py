@@ -107,19 +107,12 @@ class ArenaGeometry:
         sets = WAYS
         while sets * WAYS * _BYTES_A_WORD < size_bytes:
             sets *= 2
-        segment_bytes, segments = entry, 0
-        for _ in range(
-            2
-        ):  # the rows take room themselves: once with a guess at their number, once with the number
-            room = size_bytes - PAGE_BYTES - _data_at(sets, segments or _SEGMENTS)
-            aim = min(max(room // _SEGMENTS, 2 * entry), room // least, _MAX_UNITS * UNIT_BYTES)
-            segment_bytes = max(aim // UNIT_BYTES * UNIT_BYTES, entry)
-            segments = max(room // segment_bytes, 0)
-        while (
-            segments and cls(slots, max_entry_bytes, sets, segments, segment_bytes).total_bytes > size_bytes
-        ):
-            segments -= 1
-        if segments < least:
+        room = size_bytes - _around(sets, least)
+        most = _MAX_UNITS * UNIT_BYTES
+        segments = max(least, min(_SEGMENTS, room // (2 * entry)), -(-room // most))
+        room = size_bytes - _around(sets, segments)
+        segment_bytes = min(room // segments // UNIT_BYTES * UNIT_BYTES, most)
+        if segment_bytes < entry:
             raise ValueError(
                 f"a cache of {size_bytes / _MIB:.1f} MiB cannot hold {least} segments for entries of up to "
                 f"{max_entry_bytes} bytes: give it {cls.smallest(max_entry_bytes, slots) / _MIB:.1f} MiB, "
@@ -132,7 +125,7 @@ class ArenaGeometry:
         """A size in bytes that `of` accepts; not much less will do."""
         data_bytes = _fewest(slots) * packed_bytes(max_entry_bytes)
         # The index takes at most 9 bytes for each 128 of the whole.
-        return _up((_data_at(0, _fewest(slots)) + data_bytes) * 128 // 119 + 6 * PAGE_BYTES, PAGE_BYTES)
+        return _up((_around(0, _fewest(slots)) + data_bytes) * 128 // 119 + 4 * PAGE_BYTES, PAGE_BYTES)
 
     @property
     def rows_at(self) -> int:
@@ -316,6 +309,11 @@ def _read_header(fd: int) -> tuple[ArenaGeometry, int]:
 def _fewest(slots: int) -> int:
     """Segments that must be there: one for each worker (slots are twice the workers), and some to take."""
     return (slots + 1) // 2 + 2
+
+
+def _around(sets: int, segments: int) -> int:
+    """Bytes of a file that are not its segments', at most."""
+    return _data_at(sets, segments) + 2 * PAGE_BYTES
 
 
 def _data_at(sets: int, segments: int) -> int:
