@@ -32,7 +32,7 @@ from redis.asyncio import RedisCluster
 from redis.exceptions import NoPermissionError, RedisClusterException, RedisError
 
 from ..cache.epoch import Epochs
-from ..cache.redis_client import Client, RedisSettings, client, close
+from ..cache.redis_client import Client, RedisSettings, Topology, client, close
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +87,9 @@ class Invalidation:
         self._hints: bool | None = None
 
     @property
-    def shared(self) -> bool:
-        """Whether there are other nodes to tell."""
-        return self._settings is not None
+    def topology(self) -> Topology | None:
+        """What there is to tell other nodes by; None without Redis."""
+        return self._settings.topology if self._settings is not None else None
 
     @property
     def untold(self) -> int:

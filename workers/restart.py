@@ -25,16 +25,20 @@ def restart(file: Path | None, port: int | None) -> rundir.Owner:
     running = [owner for _, owner in rundir.running(rundir.base())]
     owner = choose(running, file, port)
     try:
-        # as it was when that process began, which is what it reads its configuration with
-        lines = Path(f"/proc/{owner.pid}/environ").read_bytes().split(b"\0")
-        environ = {os.fsdecode(k): os.fsdecode(v) for k, _, v in (line.partition(b"=") for line in lines)}
-        Source(Path(owner.file), port=owner.port, machine=Machine.here(owner.pid)).read(environ)
+        source = Source(Path(owner.file), port=owner.port, machine=Machine.here(owner.pid))
+        source.read(environ_of(owner.pid))
         os.kill(owner.pid, signal.SIGUSR2)
     except ConfigError as fault:
         raise CannotRestart(f"not restarted: {fault}") from None
     except OSError as fault:
         raise CannotRestart(f"cannot reach supervisor {owner.pid}: {fault.strerror}") from None
     return owner
+
+
+def environ_of(pid: int) -> dict[str, str]:
+    """A process's environment as it was when that process began. Raises OSError."""
+    lines = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return {os.fsdecode(k): os.fsdecode(v) for k, _, v in (line.partition(b"=") for line in lines)}
 
 
 def choose(running: Sequence[rundir.Owner], file: Path | None, port: int | None) -> rundir.Owner:

@@ -57,27 +57,31 @@ class _Once:
         return iter(self._families)
 
 
-def _families(segment: Segment) -> Iterator[Metric]:
-    controller = segment.geometry.controller
-    workers = segment.geometry.slots // 2
+def samples(segment: Segment) -> Iterator[tuple[int, Family, tuple[str, ...], tuple[int, ...]]]:
+    """Every series of every row that makes sense: number of the row, family, labels, cells."""
     known = {**FAMILIES, **CONTROL_FAMILIES}
-    found: dict[str, Series] = {name: {} for name in known}
-    for row in range(controller + 1):
-        alive = read_slot(segment, row).alive
+    for row in range(segment.geometry.controller + 1):
         for key, values in read_counters(segment, row):
             name, labels = _parse(key)
             family = known.get(name)
-            if family is None or len(labels) != len(family.labels) or not _fits(family, values):
-                continue
-            if family.type == "gauge" and not alive:
-                continue
-            if family.worker:
-                labels = (*labels, str(row % workers))
-            total = found[name].setdefault(labels, [0] * len(values))
-            for i, value in enumerate(values):
-                total[i] += value
-    for name, series in found.items():
-        yield _metric(known[name], series)
+            if family is not None and len(labels) == len(family.labels) and _fits(family, values):
+                yield row, family, labels, values
+
+
+def _families(segment: Segment) -> Iterator[Metric]:
+    workers = segment.geometry.slots // 2
+    found: dict[Family, Series] = {family: {} for family in (*FAMILIES.values(), *CONTROL_FAMILIES.values())}
+    alive = [read_slot(segment, row).alive for row in range(segment.geometry.controller + 1)]
+    for row, family, labels, values in samples(segment):
+        if family.type == "gauge" and not alive[row]:
+            continue
+        if family.worker:
+            labels = (*labels, str(row % workers))
+        total = found[family].setdefault(labels, [0] * len(values))
+        for i, value in enumerate(values):
+            total[i] += value
+    for family, series in found.items():
+        yield _metric(family, series)
 
 
 def _parse(key: bytes) -> tuple[str, tuple[str, ...]]:

@@ -10,6 +10,7 @@ Refuses to know what the configuration means.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -125,6 +126,15 @@ def read_current(folder: Path, segment: Segment) -> Published:
         except (OSError, ValueError):
             if segment.generation == generation:
                 raise
+
+
+def newest(folder: Path) -> Published | None:
+    """The newest generation that can be read in a run directory, for who has no segment to ask; None without one."""
+    numbers = [int(match[1]) for path in folder.iterdir() if (match := _NAME.match(path.name))]
+    for generation in sorted(numbers, reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            return read(folder, generation)
+    return None
 
 
 def _path(folder: Path, generation: int) -> Path:
