@@ -39,7 +39,9 @@ SEQUENCE = 2
 
 _FIELD = (1 << 21) - 1
 _CELL = (1 << 64) - 1
-_CARRIED_A_PUT = 16
+# What one put may carry, so that it does not take long: entries, and units of this many bytes moved.
+_CARRIED_A_PUT = 64
+_MOVED_UNIT = 16 * 1024
 _ROOM_WORTH = 8  # a sealed segment is opened again for its room when that is an eighth of it
 _BEHIND = BODY_AT + UNIT_BYTES - 1  # from the value's end in the body to a whole entry, rounded up
 _UNITS = -UNIT_BYTES
@@ -146,7 +148,7 @@ class Log:
         return True
 
     def _clean(self, size: int, now_ms: int, left: int) -> int:
-        """Pass over old entries until there is room before the next; returns how many more may be carried."""
+        """Pass over old entries until there is room before the next; returns how much more may be carried."""
         map_, index, counts = self._map, self._index, self._counts
         words, visited, mask = index.words, index.visited, index.mask
         w, c, e, base = self._w, self._c, self._e, self._base
@@ -165,8 +167,8 @@ class Log:
                 if expires_ms <= now_ms:
                     words[at] = 0
                     counts.expired += 1
-                elif left and visited[at]:
-                    left -= 1
+                elif left > 0 and visited[at]:
+                    left -= 1 + (length // _MOVED_UNIT if w < c else 0)
                     counts.carried += 1
                     visited[at] = 0
                     if w < c:
