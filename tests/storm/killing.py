@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import linecache
 import os
+import random
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +22,24 @@ CACHE_FOLDER = os.path.dirname(os.path.realpath(entry.__file__))
 #: Where `put` and `remove` may get to. The rest of the package belongs to the control segment.
 MODULES = (l1, log, index, entry, arena, epoch, locks, slots)
 STARTS = (L1.put.__code__, L1.remove.__code__)
+
+_RACE = "another process's store at that moment"
+_DAMAGE = "bytes that none of ours stores"
+#: Lines, by function, that no writer by itself comes to in full, and what they need.
+EXCUSED = {
+    ("Stripes.try_lock", "return False"): "a second try of one description",
+    ("Stripes.unlock", "if i in self._held:"): "a lock given back that is not held",
+    ("Index._free", "return start if oldest is None else oldest[1]"): "a set without a word",
+    ("Index.find", "return at"): _RACE,
+    ("Log._move", "if words[at] == word:  # nobody stored another one meanwhile"): _RACE,
+    ("Log._choose", "age = sequences[i] if sequences[i] <= last else 0"): _DAMAGE,
+    (
+        "Log._clean",
+        "c = e  # damaged: what is behind it cannot be walked, and stays until it is overwritten",
+    ): _DAMAGE,
+    ("Log._clean", "break"): _DAMAGE,
+    ("_fields", "return 0, 0, 0"): _DAMAGE,
+}
 
 Step = tuple[CodeType, int]
 
@@ -95,7 +115,30 @@ def rehearsed(scenarios: Iterable[Scenario]) -> Iterator[list[Rehearsed]]:
             one.stage.close()
 
 
+def unreached(points: dict[Point, Listed], reached: set[Point]) -> dict[Point, str]:
+    """The points that no rehearsal came to, and what they need; "" for those that had no excuse."""
+    return {
+        point: it.needs or EXCUSED.get((point.function, source_line(point, it)), "")
+        for point, it in points.items()
+        if point not in reached
+    }
+
+
+def source_line(point: Point, it: Listed) -> str:
+    """The text of a point's line."""
+    return linecache.getline(os.path.join(CACHE_FOLDER, point.file), it.line).strip()
+
+
 def kill_points(made: Iterable[Rehearsed]) -> tuple[dict[Point, Listed], set[Point]]:
     """What the code has, and what the rehearsals reached."""
     entered = {code: None for one in made for code, _ in one.steps}
     return listed(reachable_codes(MODULES, STARTS, entered)), {p for one in made for p in one.points()}
+
+
+def one_each(made: list[Rehearsed], chance: random.Random) -> list[tuple[Rehearsed, int]]:
+    """For every point one of the steps that come to it, whichever."""
+    steps: dict[Step, list[tuple[Rehearsed, int]]] = {}
+    for one in made:
+        for number, step in enumerate(one.steps):
+            steps.setdefault(step, []).append((one, number))
+    return [chance.choice(them) for them in steps.values()]

@@ -20,8 +20,6 @@ from typing import Any
 
 _ENDS = frozenset({"RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE"})
 _ALWAYS = frozenset({"JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT"})
-#: What tracing does not report, because the call has not begun.
-_SILENT = frozenset({"COPY_FREE_VARS", "MAKE_CELL", "RETURN_GENERATOR"})
 _PREFIX = "EXTENDED_ARG"
 
 
@@ -112,13 +110,15 @@ def listed(codes: Iterable[CodeType]) -> dict[Point, Listed]:
         plain, raising = _paths(code)
         line = code.co_firstlineno
         first: int | None = None
+        begun = False  # what stands before the first RESUME is the caller's step
         for instruction in dis.get_instructions(code):
             line = instruction.starts_line or line
             if instruction.opname == _PREFIX:
                 first = instruction.offset if first is None else first
                 continue
             offset, first = instruction.offset if first is None else first, None
-            if instruction.opname in _SILENT:
+            begun = begun or instruction.opname == "RESUME"
+            if not begun:
                 continue
             if instruction.offset not in plain:
                 needs = "an exception to be handled"

@@ -11,12 +11,14 @@ import mmap
 import os
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from penstock.cache.arena import ArenaGeometry
+from penstock.cache.arena import ROW_CELLS, WAYS, ArenaGeometry
 from penstock.cache.digest import Key
 from penstock.cache.entry import pack
+from penstock.cache.layout import CELL_BYTES
+from penstock.cache.log import OWNER
 
 from .values import expiry_of, fault_in, key_named, value_of
 from .world import Life, World
@@ -27,6 +29,10 @@ BIG = 900  # four fit into a segment
 SMALL = 300
 TINY = 1
 LONG_MS = 3_600_000
+
+#: From this number on all keys begin with the bytes that the index goes by.
+SAME_PLACE = 1000
+INDEXED_BYTES = 10
 
 _PUT, _REMOVE = 1, 2
 _BEGUN, _TAKEN, _REFUSED = 0, 1, 2
@@ -133,7 +139,10 @@ _keys: dict[int, Key] = {}
 def key_of_number(number: int) -> Key:
     key = _keys.get(number)
     if key is None:
-        key = _keys[number] = key_named(f"number {number}")
+        key = key_named(f"number {number}")
+        if number >= SAME_PLACE:
+            key = Key(b"same place"[:INDEXED_BYTES] + key[INDEXED_BYTES:])
+        _keys[number] = key
     return key
 
 
@@ -153,7 +162,7 @@ class Scenario:
     geometry: ArenaGeometry = field(default=GEOMETRY)
 
 
-def wrong(life: Life, journal: Journal, numbers: range) -> list[str]:
+def wrong(life: Life, journal: Journal, numbers: Iterable[int]) -> list[str]:
     """What a reader finds that it must not find."""
     found = []
     readable = journal.readable()
@@ -247,9 +256,8 @@ class Stage:
     def faults(self) -> list[str]:
         """What is wrong with the cache now that the victim is dead. Those beside it live during the first look only."""
         found = self.world.faults()
-        numbers = range(max(self.journal.readable(), default=0) + 1)
         life = self.world.join(VICTIM, writes=False)
-        found += wrong(life, self.journal, numbers)
+        found += wrong(life, self.journal, sorted(self.journal.readable()))
         life.vanish()
         for life in self._beside:
             life.vanish()
@@ -333,6 +341,71 @@ def _many_read(hand: Hand) -> None:
     hand.gets(range(100, 130))
 
 
+def _overflow_and_expire(hand: Hand) -> None:
+    hand.puts(range(150), TINY, ttl_ms=1000)
+    hand.later(10_000)
+
+
+def _taken_over(hand: Hand) -> None:
+    """By one whose worker has the same slot and generation, and the same segment."""
+    hand.puts(range(3))
+    arena = hand.life.arena
+    at = arena.geometry.rows_at // CELL_BYTES + OWNER
+    owners = arena.cells[at : at + arena.geometry.segments * ROW_CELLS : ROW_CELLS].tolist()
+    arena.reset_owners()
+    for i, owner in enumerate(owners):
+        arena.cells[at + i * ROW_CELLS] = owner
+
+
+def _replaced(hand: Hand) -> None:
+    hand.puts(range(3))
+    hand.puts(range(23))
+
+
+def _one_home(hand: Hand) -> None:
+    hand.puts(range(SAME_PLACE, SAME_PLACE + 6), SMALL)
+    hand.gets(range(SAME_PLACE + 3, SAME_PLACE + 6))
+    hand.puts(range(22))
+
+
+def _read_and_removed(hand: Hand) -> None:
+    hand.puts(range(8), SMALL)
+    hand.gets(range(8))
+    for number in range(8):
+        hand.remove(number)
+
+
+def _same_place(hand: Hand) -> None:
+    hand.puts(range(SAME_PLACE, SAME_PLACE + 3), SMALL)
+
+
+def _doubled(hand: Hand) -> None:
+    """Every word twice, as two writers leave it that store one key at the same moment."""
+    hand.puts(range(8), SMALL)
+    cells, first, sets = _index_of(hand)
+    for start in range(first, first + sets * WAYS, WAYS):
+        words = [word for word in cells[start : start + WAYS] if word][: WAYS // 2]
+        empty = [cell for cell in range(start, start + WAYS) if not cells[cell]]
+        for cell, word in zip(empty, words, strict=False):
+            cells[cell] = word
+
+
+def _astray(hand: Hand) -> None:
+    """No word free and one in each set that points behind the file's end, one at another set's entry."""
+    hand.puts(range(4), SMALL)
+    cells, first, sets = _index_of(hand)
+    there = next(word for word in cells[first : first + sets * WAYS] if word)
+    far = there | 0xFFFF_FFFF
+    for number, start in enumerate(range(first, first + sets * WAYS, WAYS)):
+        for cell in range(start, start + WAYS):
+            cells[cell] = cells[cell] or (far if number % 2 else there)
+
+
+def _index_of(hand: Hand) -> tuple[memoryview, int, int]:
+    geometry = hand.life.arena.geometry
+    return hand.life.arena.cells, geometry.index_at // CELL_BYTES, geometry.sets
+
+
 ONE_EACH = ArenaGeometry(slots=4, max_entry_bytes=1800, sets=8, segments=2, segment_bytes=4096)
 
 SCENARIOS = (
@@ -342,6 +415,9 @@ SCENARIOS = (
     Scenario("one too large", first=lambda h: h.put(1), then=lambda h: h.put(50, 2500)),
     Scenario("a replacement", first=lambda h: h.put(1), then=lambda h: h.put(1, SMALL)),
     Scenario("a removal", first=lambda h: h.puts(range(3)), then=lambda h: h.remove(1)),
+    Scenario("old ones that were replaced", first=_replaced, then=lambda h: h.puts(range(50, 53))),
+    Scenario("old ones that share a home", first=_one_home, then=lambda h: h.puts(range(50, 53))),
+    Scenario("words that are used again", first=_read_and_removed, then=lambda h: h.puts(range(3), SMALL)),
     Scenario("a removal of nothing", first=lambda h: h.puts(range(3)), then=lambda h: h.remove(9)),
     Scenario("a set that overflows", first=_overflow, then=lambda h: h.puts(range(200, 203), TINY)),
     Scenario(
@@ -382,5 +458,34 @@ SCENARIOS = (
         geometry=ONE_EACH,
         then=lambda h: h.puts(range(50, 62)),
     ),
+    Scenario(
+        "one segment is all there is",
+        beside=(_some,),
+        geometry=ONE_EACH,
+        then=lambda h: h.puts(range(50, 57)),
+    ),
+    Scenario(
+        "a full set has expired", first=_overflow_and_expire, then=lambda h: h.puts(range(200, 203), TINY)
+    ),
+    Scenario(
+        "keys that the index takes for one",
+        first=_same_place,
+        then=lambda h: (
+            h.put(1003, SMALL),
+            h.put(1001, SMALL),
+            h.remove(1002),
+            h.puts(range(1004, 1010), TINY),
+        ),
+    ),
+    Scenario(
+        "a key with two words", first=_doubled, then=lambda h: (h.put(1, SMALL), h.remove(2), h.put(3, SMALL))
+    ),
+    Scenario("words that point astray", first=_astray, then=lambda h: h.puts(range(10, 24), TINY)),
+    Scenario(
+        "another gateway has taken the file over",
+        first=_taken_over,
+        then=lambda h: (h.put(50), h.life.l1.close()),
+    ),
+    Scenario("a worker that leaves with nothing", then=lambda h: h.life.l1.close()),
     Scenario("a worker that leaves", first=_unfinished, then=lambda h: h.life.l1.close()),
 )

@@ -182,7 +182,7 @@ class Storm:
                     self._spawn(seat)
 
     def _spawn(self, seat: int) -> None:
-        fuse = seat != FLUSHER and self.chance.random() < 0.5
+        fuse = self.chance.random() < 0.5
         seed = self.chance.getrandbits(64)
         self.ledger.seat(seat)[_OP] = 0
         pid = os.fork()
@@ -202,19 +202,16 @@ class Storm:
     # In the forks.
 
     def _live(self, seat: int, chance: random.Random, fuse: bool) -> None:
-        row = self.ledger.seat(seat)
-        life = self.world.join(seat, writes=READERS <= seat < FLUSHER)
-        if seat == FLUSHER:
-            self._flusher_life(life, row, chance)
-        steps = (
-            self._reader_life(life, row, chance) if seat < READERS else self._writer_life(life, row, chance)
-        )
+        role = _role(seat)
+        life = self.world.join(seat, writes=role == "writer")
+        lives = {"reader": self._reader_life, "writer": self._writer_life, "flusher": self._flusher_life}
+        steps = lives[role](life, self.ledger.seat(seat), chance)
         if not fuse:
             for _ in steps:
                 self._orphaned()
-        for _ in range(chance.randrange(100)):
+        for _ in range(chance.randrange(4 if role == "flusher" else 100)):
             next(steps)
-        left = round(10 ** chance.uniform(0, 4))
+        left = round(10 ** chance.uniform(0, 2 if role == "flusher" else 4))
 
         def burn(_code: CodeType, _offset: int) -> None:
             nonlocal left
@@ -222,7 +219,7 @@ class Storm:
             if left < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        with Tracer(CACHE_FOLDER, burn):
+        with Tracer(CACHE_FOLDER, burn, skip=(pack.__code__,)):
             for _ in steps:
                 self._orphaned()
 
@@ -287,17 +284,18 @@ class Storm:
         row[_PUTS] += 1
         row[_STORED] += stored
 
-    def _flusher_life(self, life: Life, row: memoryview, chance: random.Random) -> None:
+    def _flusher_life(self, life: Life, row: memoryview, chance: random.Random) -> Iterator[None]:
         while True:
-            signal.sigtimedwait({signal.SIGCHLD}, chance.expovariate(1 / 0.02))
-            row[_OP] = 4
+            signal.sigtimedwait({signal.SIGCHLD}, chance.expovariate(1 / 0.01))
             name = "all" if chance.random() < 0.1 else chance.choice(self.names)
+            nonce = chance.getrandbits(64)
+            row[_OP] = 4
             number = self.ledger.begin()
-            life.epochs.set(name, chance.getrandbits(64))
+            life.epochs.set(name, nonce)
             self.ledger.end(name, number)
             row[_OP] = 0
             row[_FLUSHES] += 1
-            self._orphaned()
+            yield
 
     def report(self) -> dict[str, object]:
         """What was done, as one flat object."""

@@ -1,0 +1,36 @@
+"""A writer is killed before every instruction of `put` and `remove`: the cache is whole, and goes on."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from .killing import Rehearsed, kill_points, one_each, rehearsed, unreached
+from .scenarios import SCENARIOS
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[list[Rehearsed]]:
+    with rehearsed(SCENARIOS) as made:
+        yield made
+
+
+def test_the_scenarios_come_to_every_instruction_that_needs_nothing_unheard_of(made: list[Rehearsed]) -> None:
+    points, reached = kill_points(made)
+    missing = unreached(points, reached)
+    print(f"\n{len(points)} kill points in the code, {len(reached)} reached by {len(made)} scenarios")
+    for reason, count in Counter(missing.values()).most_common():
+        print(f"{count} need {reason or 'a scenario'}")
+    assert reached <= points.keys()
+    assert len(reached) > 1000
+    assert [f"{point}, line {points[point].line}" for point, reason in missing.items() if not reason] == []
+
+
+def test_a_writer_killed_at_any_instruction_leaves_a_whole_cache(made: list[Rehearsed]) -> None:
+    chosen = one_each(made, random.Random(20))
+    found = [fault for one, number in chosen for fault in one.kill_at(number)]
+    print(f"\n{len(chosen)} kills, one at every point")
+    assert found == []

@@ -1,0 +1,39 @@
+"""Readers, writers and a flusher over a tiny cache, killed -9 all the time."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from ..support.procs import run
+
+ROLES = ("reader", "writer", "flusher")
+
+
+def storm(seconds: int, kills: int = 0) -> dict[str, object]:
+    """Let it rage; what it says in the end. Fails with its complaints."""
+    command = [sys.executable, "-m", "tests.storm.storm", "--seconds", str(seconds), "--kills", str(kills)]
+    status, output = run(command, timeout_s=seconds * 2 + 60)
+    print("\n" + output)
+    assert status == 0, output
+    answer = json.loads(output)
+    assert isinstance(answer, dict)
+    return answer
+
+
+def was_a_storm(answer: dict[str, object]) -> None:
+    """Nothing of what it is to do was left out."""
+    killed = answer["killed"]
+    assert isinstance(killed, dict)
+    for role in ROLES:
+        for kind in ("instant", "injected"):
+            assert any(what.startswith(f"{kind}, {role}") for what in killed), killed
+    for doing in ("get", "put", "remove", "flush"):
+        assert any(what.endswith(f"in {doing}") for what in killed), killed
+    for what in ("gets", "hits", "puts", "stored", "removed", "flushes", "rounds"):
+        assert answer[what] > 0  # type: ignore[operator]
+    assert answer["processes"] >= 4  # type: ignore[operator]
+
+
+def test_a_minute_of_kills_brings_no_wrong_byte_no_stuck_lock_and_no_lost_room() -> None:
+    was_a_storm(storm(55))
