@@ -22,7 +22,7 @@ define get
 	{ echo "not installed:$$missing; $(2)" >&2; exit $(3); }
 endef
 
-.PHONY: help install tools test-tools run test check lint test-deep test-vllm chaos soak bench bench-scale docs clean
+.PHONY: help install tools test-tools run test check lint test-deep test-vllm chaos soak bench bench-scale hitratio docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo "make soak         a long run that watches memory and counts"
 	@echo "make bench        throughput and latency against bare Granian; prints a table"
 	@echo "make bench-scale  the same over 1..N workers"
+	@echo "make hitratio     what L1 hits beside LRU, S3-FIFO, SIEVE and the optimum; a table and a plot"
 	@echo "make tools        Debian packages that the tests and benches use"
 	@echo "make docs         write config.schema.json and docs/configuration.md anew"
 	@echo "make clean        remove build output and caches; .venv stays"
@@ -79,7 +80,7 @@ check: lint
 	$(PYTEST) tests/packaging
 
 test-deep: install
-	HYPOTHESIS_PROFILE=deep $(PYTEST) -o timeout=7200 tests/unit tests/integration tests/conformance $(ARGS)
+	HYPOTHESIS_PROFILE=deep $(PYTEST) -o timeout=7200 tests/unit tests/integration tests/conformance tests/conformance_cache $(ARGS)
 
 test-vllm: install
 	$(BIN)/python -m tests.vllm.run $(ARGS)
@@ -95,6 +96,9 @@ bench: tools
 
 bench-scale: tools
 	$(BIN)/python -m penstock.loadtests.bench --scale $(ARGS)
+
+hitratio: install
+	$(BIN)/python -m penstock.loadtests.hitratio $(ARGS)
 
 docs: install
 	$(BIN)/penstock config schema > config.schema.json
