@@ -38,6 +38,7 @@ FORMAT = 1 << 32
 TAIL = struct.Struct("<32x4Q")
 _HEAD = struct.Struct("<32s4Q")  # the same behind the key
 _CHECKSUM = struct.Struct("<Q")
+_LARGE = 16 * 1024  # from here on another copy costs more than hashing in parts
 _MAX_END = (1 << 32) - 1
 _PADDING = tuple(bytes(-(i + BODY_AT) % UNIT_BYTES) for i in range(UNIT_BYTES))
 
@@ -81,7 +82,13 @@ def pack(key: Key, stamp: int, created_ms: int, expires_ms: int, *value: bytes) 
     if len(key) != KEY_BYTES or end > _MAX_END:
         raise ValueError(f"no entry: a key of {len(key)} bytes, a value of {len(whole)}")
     head = _HEAD.pack(key, stamp, created_ms, expires_ms, FORMAT | end)
-    body = b"".join((head, whole, _PADDING[end % UNIT_BYTES]))
+    padding = _PADDING[end % UNIT_BYTES]
+    if end > _LARGE:
+        checksum = xxhash.xxh3_64(head)
+        checksum.update(whole)
+        checksum.update(padding)
+        return b"".join((_CHECKSUM.pack(checksum.intdigest()), head, whole, padding))
+    body = b"".join((head, whole, padding))
     return _CHECKSUM.pack(_xxh3(body)) + body
 
 

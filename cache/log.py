@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import NamedTuple
 
 from .arena import H_LIFE, H_SEQUENCE, ROW_CELLS, Arena
 from .counts import Counts
@@ -42,13 +43,24 @@ _CELL = (1 << 64) - 1
 # What one put may carry, so that it does not take long: entries, and units of this many bytes moved.
 _CARRIED_A_PUT = 64
 _MOVED_UNIT = 16 * 1024
-_ROOM_WORTH = 8  # a sealed segment is opened again for its room when that is an eighth of it
+_ROOM_WORTH = 8  # an unowned segment has room worth going on in when that is an eighth of it
 _BEHIND = BODY_AT + UNIT_BYTES - 1  # from the value's end in the body to a whole entry, rounded up
 _UNITS = -UNIT_BYTES
 
 # Of an entry: home, tag, expires, end and format.
 _ENTRY = struct.Struct("<8xIB27x16xQQ")
 _entry = _ENTRY.unpack_from
+
+
+class _Found(NamedTuple):
+    """A segment to be opened, as its row was seen. unfinished: gone on with where it was left, instead of emptied."""
+
+    row: int
+    seen: tuple[int, ...]
+    unfinished: bool
+    w: int
+    c: int
+    e: int
 
 
 class Log:
@@ -199,55 +211,58 @@ class Log:
         self._cells[self._row] = self._w >> 6 | self._c << 15 | self._e << 36
 
     def _take(self, size: int) -> bool:
-        """Open another segment; the present one is sealed. False when there is none, or another is taking one."""
-        if not self._owner or not self._segments or not self._lock.try_lock(0):
+        """Open another segment; the present one is sealed. False when there is none, or another is taking one.
+
+        The choice is made before the lock is had, which is then held for a few stores only: a process that is put
+        aside while it holds the lock costs every other one its puts.
+        """
+        found = self._choose(size)
+        if found is None or not self._lock.try_lock(0):
             return False
         try:
-            found = self._choose(size)
+            if tuple(self._cells[found.row : found.row + 3]) != found.seen:  # another took it meanwhile
+                found = self._choose(size)
             if found is None:
                 return False
-            row, (w, c, e) = found
-            self._open(row, *((w, c, e) if self._resumable(w, c, e, size) else (0, 0, w)))
+            self._open(found.row, *((found.w, found.c, found.e) if found.unfinished else (0, 0, found.w)))
         finally:
             self._lock.unlock(0)
         return True
 
-    def _choose(self, size: int) -> tuple[int, tuple[int, int, int]] | None:
+    def _choose(self, size: int) -> _Found | None:
         """Of the segments that nobody alive owns, one left unfinished, else the one opened longest ago.
 
         When there is none, this process's own, to be emptied from its front.
         """
-        own = (self._row - self._rows) // ROW_CELLS if self._row >= 0 else -1
-        states, owners, sequences = map(self._column, (STATE, OWNER, SEQUENCE))
+        if not self._owner:
+            return None
         last = self._cells[H_SEQUENCE]
         lives = {
             0: False,
             self._owner: False,
         }  # a row of this process's that is not the open one was abandoned
-        best: tuple[tuple[bool, int], int, tuple[int, int, int]] | None = None
-        for i in range(self._segments):
-            owner = owners[i]
-            if i == own:
-                continue
+        best: _Found | None = None
+        rank = (True, _CELL)
+        row = self._rows
+        for seen in zip(*map(self._column, (STATE, OWNER, SEQUENCE)), strict=True):
+            state, owner, sequence = seen
             if owner not in lives:
                 slot = owner >> 32
                 lives[owner] = slot < self._slots and self._alive(slot, owner & 0xFFFF_FFFF)
-            if lives[owner]:
-                continue
-            fields = _fields(states[i], self._size)
-            # A sequence that was never given out is damage.
-            age = sequences[i] if sequences[i] <= last else 0
-            rank = (not self._resumable(*fields, size), age)
-            if best is None or rank < best[0]:
-                best = rank, i, fields
-        if best is not None:
-            return self._rows + best[1] * ROW_CELLS, best[2]
-        return None if own < 0 else (self._row, (self._w, self._c, self._e))
-
-    def _resumable(self, w: int, c: int, e: int, size: int) -> bool:
-        """Whether a segment that nobody owns has room worth going on in, some of it perhaps still to be emptied."""
-        room = self._size - w
-        return room >= size and (c < e or room * _ROOM_WORTH >= self._size)
+            if not lives[owner] and row != self._row:
+                w, c, e = _fields(state, self._size)
+                room = self._size - w
+                unfinished = room >= size and (c < e or room * _ROOM_WORTH >= self._size)
+                # A sequence that was never given out is damage.
+                mine = (not unfinished, sequence if sequence <= last else 0)
+                if best is None or mine < rank:
+                    best = _Found(row, seen, unfinished, w, c, e)
+                    rank = mine
+            row += ROW_CELLS
+        if best is None and self._row >= 0:
+            seen = tuple(self._cells[self._row : self._row + 3])
+            best = _Found(self._row, seen, False, self._w, self._c, self._e)
+        return best
 
     def _open(self, row: int, w: int, c: int, e: int) -> None:
         """Under the lock. A kill in here leaves a segment of nobody alive, to be resumed."""
@@ -270,7 +285,7 @@ class Log:
 
 def _fields(state: int, size: int) -> tuple[int, int, int]:
     """w, c and e in bytes; those of an empty segment for what no process can have stored."""
-    w, c, e = ((state >> shift & _FIELD) * UNIT_BYTES for shift in (0, 21, 42))
+    w, c, e = (state & _FIELD) << 6, (state >> 21 & _FIELD) << 6, (state >> 42 & _FIELD) << 6
     if w > size or e > size or c > e or (c < e and w > c):
         return 0, 0, 0
     return w, c, e

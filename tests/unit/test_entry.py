@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import struct
 
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,6 +38,17 @@ def test_what_was_packed_is_read_back_with_its_times(
     assert (entry.value, entry.created_ms, entry.expires_ms) == (value, created_ms, expires_ms)
     assert entry.data[VALUE_AT : entry.end] == value
     assert read(packed, key, stamp, expires_ms) is None
+
+
+@pytest.mark.parametrize("size", [16_319, 16_320, 16_321, 100_000, 2 << 20])
+def test_large_entries_have_the_same_format(size: int) -> None:
+    value = random.Random(size).randbytes(size)
+    packed = pack(KEY, STAMP, CREATED_MS, EXPIRES_MS, value[:100], value[100:])
+    entry = read(packed, KEY, STAMP, CREATED_MS)
+    assert entry is not None
+    assert entry.value == value
+    assert len(packed) == packed_bytes(size)
+    assert packed[:BODY_AT] == xxhash.xxh3_64_intdigest(packed[BODY_AT:]).to_bytes(8, "little")
 
 
 @pytest.mark.parametrize("size", [0, 1, 55, 56, 57, 700])

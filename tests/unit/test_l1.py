@@ -274,7 +274,7 @@ def test_closing_gives_the_segment_up_and_the_next_process_goes_on_in_it(arena: 
 SIZES = st.integers(0, 1900)
 
 
-@settings(max_examples=200)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(
     steps=st.lists(
         st.tuples(
