@@ -32,6 +32,8 @@ MAX_FLYING = 4  # commands on their way at once, each on its own connection
 WORTH = 32  # keys that are worth a command beside another one
 HURRY = 0.2  # part of the deadline after which any batch is
 
+GRACE_TURNS = 3  # of the loop, from a reply in the socket's buffer to whoever waits for it
+
 NOTHING = b""
 """A look-up's result for a name that holds nothing, or nothing of ours."""
 
@@ -84,7 +86,7 @@ class Lane:
         batch = self._open
         if batch is None:
             batch = self._open = _Batch()
-            batch.timer = self._loop.call_later(self._deadline_s, self._expire, batch)
+            batch.timer = self._loop.call_later(self._deadline_s, self._overdue, batch, GRACE_TURNS)
             self._loop.call_soon(self._tick)
         future: asyncio.Future[bytes | None] = self._loop.create_future()
         if batch.waiters.setdefault(name, future) is not future:
@@ -167,6 +169,15 @@ class Lane:
             _settle(batch, values)
         self._depart()
 
+    def _overdue(self, batch: _Batch, turns: int) -> None:
+        """The deadline is over. A reply that has come while this process was busy is still taken."""
+        if batch.timer is None:
+            return  # it has
+        if turns and batch is not self._open:
+            self._loop.call_soon(self._overdue, batch, turns - 1)
+        else:
+            self._expire(batch)
+
     def _expire(self, batch: _Batch) -> None:
         batch.late = True
         if batch is self._open:
@@ -211,6 +222,7 @@ def _settle(batch: _Batch, values: Sequence[bytes | None]) -> None:
     """Wake everybody who still waits: with a value each, or without values with None."""
     if batch.timer is not None:
         batch.timer.cancel()
+        batch.timer = None
     if not values:
         for future in batch.waiters.values():
             if not future.done():

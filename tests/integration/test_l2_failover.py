@@ -63,6 +63,7 @@ async def test_slots_that_move_to_another_master_are_followed(caplog: pytest.Log
         async with tier(settings, prefix=a_prefix()) as l2, Load(l2).running() as load:
             await load.all_in_use()
             await asyncio.to_thread(cluster.move_slot, "{u0}", 1, lambda: wait_until(load.goal(500)))
+            await until(lambda: l2.state is State.UP)
             await load.all_in_use()
-            assert l2.counts.errors == 0
-        assert lines(caplog.records) == []
+        # While half of a slot has moved, Redis refuses commands with keys of both halves: misses, or a short outage.
+        assert lines(caplog.records) in ([], ["l2_down", "l2_up"])
