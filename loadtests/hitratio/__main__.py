@@ -91,7 +91,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--workers", nargs="+", type=_count, default=[1, 4], help="L1 with so many writers (1 4)"
     )
-    parser.add_argument("--scale", type=float, default=1.0, help="times 40,000 keys and 400,000 requests (1)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="times 100,000 keys and 800,000 requests (1)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the corpora (1)")
     parser.add_argument(
         "--lines", type=_count, default=tracefile.LINES, help="most lines read of a trace file"

@@ -12,8 +12,8 @@ _EQUAL = equal_bytes(8_000)
 
 
 def corpora(scale: float, seed: int) -> dict[str, Callable[[], Trace]]:
-    """By name how to make each trace. At scale 1 there are 40,000 keys and 400,000 requests."""
-    objects, requests = max(100, int(40_000 * scale)), max(1000, int(400_000 * scale))
+    """By name how to make each trace. At scale 1 there are 100,000 keys and 800,000 requests."""
+    objects, requests = max(100, int(100_000 * scale)), max(1000, int(800_000 * scale))
     common = {"objects": objects, "requests": requests, "seed": seed}
     turn = max(100, requests // 40)
     return {
@@ -25,10 +25,10 @@ def corpora(scale: float, seed: int) -> dict[str, Callable[[], Trace]]:
             "zipf-0.9-equal": partial(zipf, alpha=0.9, sizes=_EQUAL),
             "scans": partial(scans, alpha=0.9, sizes=answer_bytes, every=turn, length=turn // 5),
             "drift": partial(
-                drift, alpha=0.9, sizes=answer_bytes, every=turn // 10, shift=max(1, objects // 2000)
+                drift, alpha=0.9, sizes=answer_bytes, every=turn // 10, shift=max(1, objects // 4000)
             ),
             "drift-equal": partial(
-                drift, alpha=0.9, sizes=_EQUAL, every=turn // 10, shift=max(1, objects // 2000)
+                drift, alpha=0.9, sizes=_EQUAL, every=turn // 10, shift=max(1, objects // 4000)
             ),
             "loop": partial(loop, sizes=answer_bytes),
         }.items()

@@ -3,7 +3,7 @@
 What is charged: every policy has the same number of bytes. Exact LRU, S3-FIFO, SIEVE and the offline policies pay for
 packed entries, byte for byte, and nothing else; their lists, tables and counters are free. L1's arena has that number
 of bytes in all: header, epochs, index, visited bytes, and what rounding to 64 bytes costs come out of it. So every
-comparison is to L1's disadvantage. An entry above `largest_bytes` is kept by none of them.
+comparison is to L1's disadvantage. An entry above `largest_bytes`, 2 MiB or a 32nd of the cache, is kept by none of them.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def working_set_bytes(trace: Trace) -> int:
 def measure(trace: Trace, fraction: float, workers: Sequence[int] = (1,), seed: int = 1) -> Row:
     """Replay `trace` through all policies at `fraction` of its working set."""
     capacity = int(working_set_bytes(trace) * fraction)
-    largest = largest_entry(capacity, max(trace.sizes) + HEAD_BYTES)
+    largest = largest_entry(capacity)
     asked = [
         (key, size + HEAD_BYTES)
         for key, size in zip(trace.keys, trace.sizes, strict=True)

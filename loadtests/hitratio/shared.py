@@ -21,13 +21,14 @@ HEAD_BYTES = BODY_AT + VALUE_AT
 _NOW_MS = 1_700_000_000_000
 _FOREVER_MS = _NOW_MS * 2
 _STAMP = 0
-#: No cache keeps an entry that is more than this part of it.
+#: The largest value kept unless the cache is too small for it, the gateway's own default; and how small that is.
+_MAX_VALUE_BYTES = 2 << 20
 _PART = 32
 
 
-def largest_entry(capacity: int, wanted: int) -> int:
-    """The largest entry kept by a cache of `capacity` bytes, head included, if entries have up to `wanted` bytes."""
-    return max(HEAD_BYTES + 1, min(wanted, capacity // _PART))
+def largest_entry(capacity: int) -> int:
+    """The largest entry that a cache of `capacity` bytes keeps, head included."""
+    return max(HEAD_BYTES + 1, min(HEAD_BYTES + _MAX_VALUE_BYTES, capacity // _PART))
 
 
 class SharedL1:
@@ -42,7 +43,7 @@ class SharedL1:
         self._arenas = [first, *(Arena.attach(first.fd) for _ in range(1, workers))]
         self._l1s = [L1(arena, (slot, 1), lambda *life: True) for slot, arena in enumerate(self._arenas)]
         self._keys: dict[int, Key] = {}
-        self._value = bytes(largest)
+        self._value = bytes(largest - HEAD_BYTES)
         self._now_ms = _NOW_MS
 
     def __enter__(self) -> SharedL1:
