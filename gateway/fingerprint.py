@@ -30,6 +30,12 @@ def fingerprint(request: Request, key_head: bytes, model: str, query: str) -> Ke
     ``key_head`` covers schema version, tenant, namespace, model, version tag and endpoint
     (:meth:`penstock.gateway.fleet.Model.key_head`).
     """
+    body = canonical(request, model)
+    return key_of(key_head + prefix(query.encode()) if query else key_head + _NO_QUERY, body)
+
+
+def canonical(request: Request, model: str) -> bytes:
+    """What the key covers of a request's body: all of it but :data:`DENIED`, with the resolved model's name."""
     fields = request.fields
     assert fields is not None  # bodies without fields are vetoed
     if not fields.keys().isdisjoint(DENIED):
@@ -37,4 +43,4 @@ def fingerprint(request: Request, key_head: bytes, model: str, query: str) -> Ke
     # the alias that was used is no part of the question: the resolved model stands in the head
     if request.model != model:
         fields = {**fields, "model": model}
-    return key_of(key_head + prefix(query.encode()) if query else key_head + _NO_QUERY, _encode(fields))
+    return _encode(fields)

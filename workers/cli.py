@@ -1,7 +1,8 @@
-"""The command line: `penstock serve | sim | config check | config schema | restart`, and `--version`.
+"""The command line: `penstock serve | sim | config … | restart | cache …`, and `--version`.
 
 Strategy: parse, call, print one line when it cannot be done. Exit statuses: 0 done, 1 it broke while running,
-2 it was asked for something that cannot be done (the command line, the configuration, a port that is taken).
+2 it was asked for something that cannot be done (the command line, the configuration, a port that is taken, an entry
+that is not there).
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..gateway.config import ConfigError, load, schema
+from .cache_cli import Failed as CacheFailed
+from .cache_cli import add_verbs as add_cache_verbs
+from .cache_cli import run as run_cache
 
 CANNOT = 2
 
@@ -59,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         "-c", "--config", type=Path, metavar="FILE", help="which gateway, by its configuration"
     )
     restart.add_argument("--port", type=_port, help="which gateway, by its API port")
+    add_cache_verbs(commands, _Parser, _port)
     return parser
 
 
@@ -86,6 +91,8 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return _serve(args, dict(environ))
     if args.command == "restart":
         return _restart(args.config, args.port)
+    if args.command == "cache":
+        return _cache(args, environ)
     if args.command == "config" and args.action == "schema":
         print(json.dumps(schema(), indent=2))
         return 0
@@ -156,6 +163,15 @@ def _restart(file: Path | None, port: int | None) -> int:
     except CannotRestart as fault:
         return _cannot(fault)
     print(f"rolling restart of the gateway on port {owner.port} (supervisor {owner.pid}) begun")
+    return 0
+
+
+def _cache(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    try:
+        print(run_cache(args, environ))
+    except CacheFailed as fault:
+        _cannot(fault)
+        return fault.status
     return 0
 
 
