@@ -16,7 +16,9 @@ from urllib.parse import urlencode
 from .table import table
 
 _CANNOT = 2
-_MIB = 1024 * 1024
+_KIB = 1024
+_MIB = 1024 * _KIB
+_GIB = 1024 * _MIB
 _MOST_COLUMNS = 8
 """Workers that get a column of their own."""
 
@@ -160,9 +162,9 @@ def _stats(said: dict[str, Any]) -> str:
         rows.append(("L1", "none"))
     else:
         share = 100 * l1["used_bytes"] / l1["size_bytes"]
-        rows.append(("L1", f"{_mib(l1['size_bytes'])}, {_mib(l1['used_bytes'])} used ({share:.1f} %)"))
+        rows.append(("L1", f"{_size(l1['size_bytes'])}, {_size(l1['used_bytes'])} used ({share:.1f} %)"))
         rows.append(
-            ("", f"{l1['segments']} segments of {_mib(l1['segment_bytes'])}, {l1['segments_open']} open")
+            ("", f"{l1['segments']} segments of {_size(l1['segment_bytes'])}, {l1['segments_open']} open")
         )
     if l2 is None:
         rows.append(("L2", "none"))
@@ -194,5 +196,8 @@ def _events(said: dict[str, Any]) -> str:
     return table(rows, right=True) if len(rows) > 1 else ""
 
 
-def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / _MIB:.1f} MiB"
+def _size(size_bytes: int) -> str:
+    for unit, name in ((_GIB, "GiB"), (_MIB, "MiB"), (_KIB, "KiB")):
+        if size_bytes >= unit:
+            return f"{size_bytes / unit:.1f} {name}"
+    return f"{size_bytes} B"

@@ -102,3 +102,14 @@ def test_differences_are_named_by_their_paths() -> None:
     assert store.needing(paths, store.RESTART) == ["listen.port"]
     assert store.needing(paths, store.ROLL) == ["listen.keep_alive_s"]
     assert store.changed(old, old) == []
+
+
+def test_the_newest_generation_that_can_be_read_is_found_without_a_segment(tmp_path: Path) -> None:
+    assert store.newest(tmp_path) is None
+    first = store.first(_config(m=["http://a"]))
+    store.write(tmp_path, first)
+    second = store.following(_config(m=["http://b"]), first)
+    store.write(tmp_path, second)
+    assert store.newest(tmp_path) == second
+    (tmp_path / "config-10.msgpack").write_bytes(b"cut off")
+    assert store.newest(tmp_path) == second
