@@ -1,8 +1,9 @@
 """A master dies under load, with Sentinel and in a Cluster: another takes over and is used; one line a change."""
 
 import asyncio
+import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -10,12 +11,20 @@ from penstock.cache.l2 import L2
 from penstock.cache.redis_client import RedisSettings
 from penstock.cache.remote.state import State
 
-from ..support.l2 import Load, a_prefix, lines, tier
+from ..support.l2 import Load, a_prefix, lines, strangers, tier
 from ..support.procs import wait_until
 from ..support.redis import RedisServer, redis_cluster, redis_sentinel
 from ..support.scripted import on_uvloop, until
 
 Fault = Callable[[RedisServer], None]
+
+
+@pytest.fixture(autouse=True)
+def _listen(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    caplog.set_level(logging.INFO)
+    yield
+    gc.collect()
+    assert strangers(caplog.get_records("call")) == []
 
 
 async def _away_from(l2: L2, server: RedisServer, fault: Fault, taken_over: Callable[[], object]) -> None:
@@ -33,7 +42,6 @@ async def _away_from(l2: L2, server: RedisServer, fault: Fault, taken_over: Call
 @pytest.mark.parametrize("fault", [RedisServer.kill, RedisServer.pause])
 @on_uvloop
 async def test_sentinel_names_another_master(caplog: pytest.LogCaptureFixture, fault: Fault) -> None:
-    caplog.set_level(logging.INFO)
     with redis_sentinel() as sentinel:
         settings = RedisSettings(sentinel.url, "sentinel", sentinel.nodes)
         async with tier(settings, prefix=a_prefix(), deadline_ms=50) as l2:
@@ -46,7 +54,6 @@ async def test_sentinel_names_another_master(caplog: pytest.LogCaptureFixture, f
 @pytest.mark.parametrize("fault", [RedisServer.kill, RedisServer.pause])
 @on_uvloop
 async def test_a_replica_takes_over_in_a_cluster(caplog: pytest.LogCaptureFixture, fault: Fault) -> None:
-    caplog.set_level(logging.INFO)
     with redis_cluster() as cluster:
         settings = RedisSettings(cluster.url, "cluster", cluster.nodes)
         async with tier(settings, prefix=a_prefix(), deadline_ms=50) as l2:
@@ -57,7 +64,6 @@ async def test_a_replica_takes_over_in_a_cluster(caplog: pytest.LogCaptureFixtur
 
 @on_uvloop
 async def test_slots_that_move_to_another_master_are_followed(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
     with redis_cluster(replicas=0) as cluster:
         settings = RedisSettings(cluster.url, "cluster", cluster.nodes)
         async with tier(settings, prefix=a_prefix()) as l2, Load(l2).running() as load:

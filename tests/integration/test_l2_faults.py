@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -14,15 +15,18 @@ from penstock.cache.l2 import L2, Lease
 from penstock.cache.redis_client import RedisSettings
 from penstock.cache.remote.state import State
 
-from ..support.l2 import Load, a_key, a_prefix, an_entry, lines, tier
+from ..support.l2 import Load, a_key, a_prefix, an_entry, lines, strangers, tier
 from ..support.procs import free_port
 from ..support.redis import AclUser, redis_server
 from ..support.scripted import on_uvloop, until
 
 
 @pytest.fixture(autouse=True)
-def _listen(caplog: pytest.LogCaptureFixture) -> None:
+def _listen(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.set_level(logging.INFO)
+    yield
+    gc.collect()
+    assert strangers(caplog.get_records("call")) == []
 
 
 async def _state(l2: L2, state: State) -> None:

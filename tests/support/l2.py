@@ -115,6 +115,13 @@ def an_entry(key: Key, size: int = 700, *, text: bool = False) -> bytes:
     return pack(key, 0, 1, 2, value)
 
 
+def strangers(records: list[logging.LogRecord]) -> list[str]:
+    """What anybody else had to warn of: asyncio of a lost exception, redis-py of whatever."""
+    return [
+        r.getMessage() for r in records if r.levelno >= logging.WARNING and not r.name.startswith("penstock.")
+    ]
+
+
 def lines(records: list[logging.LogRecord]) -> list[str]:
     """The events that the second tier logged, in order."""
     return [r.getMessage().split()[0] for r in records if r.name.startswith("penstock.cache")]
