@@ -11,6 +11,7 @@ import zstandard
 
 from penstock.cache.digest import Key
 from penstock.cache.l2 import JITTER, L2, TAGS, Lease
+from penstock.cache.redis_client import client, close, eviction_policy
 from penstock.cache.remote.value import lease_of
 
 from ..support.l2 import PLACES, Place, a_key, a_prefix, an_entry, lines, place, tier
@@ -260,6 +261,16 @@ async def test_who_stops_waiting_costs_no_connection_and_nobody_elses_answer(whe
             await until(lambda: all(not lane._flying for lane in l2._lanes))
         assert where.clients() == before
         assert l2.counts.errors == 0
+
+
+@on_uvloop
+async def test_the_eviction_policy_is_known_where_it_may_be_asked(where: Place) -> None:
+    asking = client(where.settings)
+    assert await eviction_policy(asking) == "noeviction"
+    if where.kind == "tls":
+        where.running()[0].command("ACL", "SETUSER", where.settings.username, "-config|get")
+        assert await eviction_policy(asking) is None
+    await close(asking)
 
 
 @on_uvloop

@@ -36,7 +36,7 @@ class AclUser:
     name: str = "penstock"
     password: str = "a secret & more %2F"
     rules: str = (
-        "~penstock:* &penstock:* -@all +mget +get +set +del +pttl +pexpire +evalsha +eval +hgetall +hget +hset +hsetnx"
+        "~penstock:* &penstock:* -@all +mget +get +set +del +pexpire +evalsha +eval +hgetall +hget +hset +hsetnx"
         " +publish +subscribe +unsubscribe +ping +select +command +cluster|slots +asking +config|get"
     )
 

@@ -1,6 +1,7 @@
 """Settings of Redis: what cannot be used is refused in one line that shows no secret."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis, RedisCluster
@@ -9,6 +10,8 @@ from redis.crc import key_slot
 
 from penstock.cache.l2 import TAGS
 from penstock.cache.redis_client import RedisSettings, client, close
+
+from ..support.redis import AclUser
 
 
 @pytest.mark.parametrize(
@@ -94,3 +97,8 @@ def test_each_master_of_a_cluster_gets_its_part_of_the_tags(masters: int) -> Non
 def test_no_loop_is_needed_to_make_a_client() -> None:
     made = client(RedisSettings("redis://host"))
     asyncio.run(close(made))
+
+
+def test_the_manual_gives_the_rights_that_the_tests_run_with() -> None:
+    manual = Path(__file__).parents[2] / "docs" / "redis.md"
+    assert AclUser().rules in manual.read_text().splitlines()
