@@ -22,6 +22,7 @@ CACHE_FOLDER = os.path.dirname(os.path.realpath(entry.__file__))
 #: Where `put` and `remove` may get to. The rest of the package belongs to the control segment.
 MODULES = (l1, log, index, entry, arena, epoch, locks, slots)
 STARTS = (L1.put.__code__, L1.remove.__code__)
+CALLS = (*STARTS, L1.close.__code__)
 
 _RACE = "another process's store at that moment"
 _DAMAGE = "bytes that none of ours stores"
@@ -32,7 +33,11 @@ EXCUSED = {
     ("Index._free", "return start if oldest is None else oldest[1]"): "a set without a word",
     ("Index.find", "return at"): _RACE,
     ("Log._move", "if words[at] == word:  # nobody stored another one meanwhile"): _RACE,
-    ("Log._choose", "age = sequences[i] if sequences[i] <= last else 0"): _DAMAGE,
+    ("Log._choose", "mine = (not unfinished, sequence if sequence <= last else 0)"): _DAMAGE,
+    ("Log._choose", "return None"): "a process that only reads",
+    ("Log._take", "found = self._choose(size)"): _RACE,
+    ("Log._take", "return False"): _RACE,
+    ("Log._take", "self._lock.unlock(0)"): _RACE,
     (
         "Log._clean",
         "c = e  # damaged: what is behind it cannot be walked, and stays until it is overwritten",
@@ -42,6 +47,9 @@ EXCUSED = {
 }
 
 Step = tuple[CodeType, int]
+Way = frozenset[str]
+
+_FAULTS_SHOWN = 5
 
 _OTHERWISE = 3  # exit status of a victim that came another way than the rehearsal
 
@@ -62,9 +70,24 @@ class Rehearsed:
                 then()
 
         self.stage.rehearse(act)
+        self._first = {
+            code: min(at for it, at in self.steps if it is code) for code in {it for it, _ in self.steps}
+        }
 
     def points(self) -> list[Point]:
         return [point_of(*step) for step in self.steps]
+
+    def ways(self) -> list[Way]:
+        """By step, the functions that the call which is under way has entered so far."""
+        found: list[Way] = []
+        way: Way = frozenset()
+        for code, offset in self.steps:
+            if code in CALLS and offset == self._first[code]:
+                way = frozenset()
+            if code.co_qualname not in way:
+                way |= {code.co_qualname}
+            found.append(way)
+        return found
 
     def kill_at(self, number: int) -> list[str]:
         """Kill a victim before step `number`; what is wrong afterwards."""
@@ -135,10 +158,25 @@ def kill_points(made: Iterable[Rehearsed]) -> tuple[dict[Point, Listed], set[Poi
     return listed(reachable_codes(MODULES, STARTS, entered)), {p for one in made for p in one.points()}
 
 
-def one_each(made: list[Rehearsed], chance: random.Random) -> list[tuple[Rehearsed, int]]:
-    """For every point one of the steps that come to it, whichever."""
-    steps: dict[Step, list[tuple[Rehearsed, int]]] = {}
+def one_each(made: list[Rehearsed], chance: random.Random, every: int = 1) -> list[tuple[Rehearsed, int]]:
+    """For every point and way to it, or every so many-th of them, one of the steps that come to it so."""
+    steps: dict[tuple[Point, Way], list[tuple[Rehearsed, int]]] = {}
     for one in made:
-        for number, step in enumerate(one.steps):
-            steps.setdefault(step, []).append((one, number))
-    return [chance.choice(them) for them in steps.values()]
+        for number, (point, way) in enumerate(zip(one.points(), one.ways(), strict=True)):
+            steps.setdefault((point, way), []).append((one, number))
+    order = sorted(steps, key=lambda at: (at[0], sorted(at[1])))
+    return [chance.choice(steps[at]) for at in order[chance.randrange(every) :: every]]
+
+
+def kill_at_each(chosen: list[tuple[Rehearsed, int]]) -> None:
+    """Kill a victim before each of these steps. Raises AssertionError with the first faults found."""
+    found: list[str] = []
+    killed = 0
+    for one, number in chosen:
+        found += one.kill_at(number)
+        killed += 1
+        if len(found) >= _FAULTS_SHOWN:
+            break
+    points = {one.steps[number] for one, number in chosen}
+    print(f"\n{killed} kills of {len(chosen)}, at {len(points)} points")
+    assert not found, "\n".join(found)

@@ -218,7 +218,7 @@ class Stage:
     def rehearse(self, act: Callable[[Callable[[], object]], object]) -> None:
         """The same as `play`, but in this process, where the victim vanishes in the end."""
         self._put_back()
-        life = self.world.join(VICTIM)
+        life = self.world.join(VICTIM, apart=True)
         hand = Hand(self.world, life, self.journal)
         self.scenario.first(hand)
         act(lambda: self.scenario.then(hand))
@@ -233,7 +233,7 @@ class Stage:
             code = 1
             try:
                 signal.alarm(60)
-                hand = Hand(self.world, self.world.join(VICTIM), self.journal)
+                hand = Hand(self.world, self.world.join(VICTIM, apart=True), self.journal)
                 self.scenario.first(hand)
                 act(lambda: self.scenario.then(hand))
                 code = 0
@@ -347,7 +347,12 @@ def _overflow_and_expire(hand: Hand) -> None:
 
 
 def _taken_over(hand: Hand) -> None:
-    """By one whose worker has the same slot and generation, and the same segment."""
+    hand.puts(range(3))
+    hand.life.arena.reset_owners()
+
+
+def _taken_over_by_a_namesake(hand: Hand) -> None:
+    """By a gateway whose worker has the same slot and generation, and the same segment."""
     hand.puts(range(3))
     arena = hand.life.arena
     at = arena.geometry.rows_at // CELL_BYTES + OWNER
@@ -481,9 +486,10 @@ SCENARIOS = (
         "a key with two words", first=_doubled, then=lambda h: (h.put(1, SMALL), h.remove(2), h.put(3, SMALL))
     ),
     Scenario("words that point astray", first=_astray, then=lambda h: h.puts(range(10, 24), TINY)),
+    Scenario("a new gateway has the file", first=_taken_over, then=lambda h: (h.put(50), h.life.l1.close())),
     Scenario(
-        "another gateway has taken the file over",
-        first=_taken_over,
+        "a namesake of a new gateway has the segment",
+        first=_taken_over_by_a_namesake,
         then=lambda h: (h.put(50), h.life.l1.close()),
     ),
     Scenario("a worker that leaves with nothing", then=lambda h: h.life.l1.close()),

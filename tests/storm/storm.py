@@ -203,7 +203,7 @@ class Storm:
 
     def _live(self, seat: int, chance: random.Random, fuse: bool) -> None:
         role = _role(seat)
-        life = self.world.join(seat, writes=role == "writer")
+        life = self.world.join(seat, writes=role == "writer", apart=True)
         lives = {"reader": self._reader_life, "writer": self._writer_life, "flusher": self._flusher_life}
         steps = lives[role](life, self.ledger.seat(seat), chance)
         if not fuse:

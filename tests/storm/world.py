@@ -7,8 +7,10 @@ any process can read, not by asking the code that did the writing.
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from penstock.cache.arena import H_SEQUENCE, ROW_CELLS, Arena, ArenaGeometry
@@ -45,8 +47,8 @@ class Row:
 class Life:
     """What a process has that takes part: descriptions, a slot and views of its own."""
 
-    def __init__(self, control: Segment, arena: Arena, slot: Slot, l1: L1) -> None:
-        self.control = control
+    def __init__(self, free: Callable[[], object], arena: Arena, slot: Slot, l1: L1) -> None:
+        self._free = free
         self.arena = arena
         self.slot = slot
         self.l1 = l1
@@ -69,7 +71,7 @@ class Life:
 
     def vanish(self) -> None:
         """Give back what the kernel gives back when a process dies; the L1 is not told."""
-        self.control.close()
+        self._free()
         self.arena.close()
 
 
@@ -90,9 +92,11 @@ class World:
         self.control.close()
         self.arena.close()
 
-    def join(self, slot: int, *, writes: bool = True) -> Life:
-        """Take part under a slot, with descriptions of one's own: in a fork, or beside others in this process."""
-        control = Segment.attach(self.control.fd)
+    def join(self, slot: int, *, writes: bool = True, apart: bool = False) -> Life:
+        """Take part under a slot. apart: with a description of the control segment of one's own, as a fork must;
+        others in this process share one, which is quicker.
+        """
+        control = Segment.attach(self.control.fd) if apart else self.control
         arena = Arena.attach(self.arena.fd)
         claimed = claim(control, slot, os.getpid(), process_start(os.getpid()) or 0)
 
@@ -101,7 +105,13 @@ class World:
             return info.alive and info.generation == generation
 
         owner = (claimed.index, claimed.generation) if writes else None
-        return Life(control, arena, claimed, L1(arena, owner, alive))
+
+        def free() -> None:
+            control.slot_locks.unlock(slot)
+            if apart:
+                control.close()
+
+        return Life(free, arena, claimed, L1(arena, owner, alive))
 
     def sweep(self) -> None:
         """What the supervisor does for dead workers."""
@@ -206,25 +216,29 @@ class World:
         return found + self.faults()
 
 
+@functools.lru_cache(maxsize=2048)
+def _fill_entry(number: int, stamp: int) -> tuple[Key, bytes, bytes]:
+    """Key, value and packed bytes of a fill's entry."""
+    key = key_named(f"fill {number}")
+    value = value_of(key, 1, _FILL_VALUE_BYTES)
+    return key, value, pack(key, stamp, 1, expiry_of(1, _FILL_NOW_MS + 10_000), value)
+
+
 def _fill(life: Life, rounds: int) -> int:
     geometry = life.arena.geometry
-    entry_bytes = packed_bytes(_FILL_VALUE_BYTES)
-    keys: list[tuple[Key, bytes]] = []
-    expires_ms = expiry_of(1, _FILL_NOW_MS + 10_000)
-    stamps = {}
-    for i in range(rounds * geometry.data_bytes // entry_bytes):
-        key = key_named(f"fill {i}")
-        value = value_of(key, 1, _FILL_VALUE_BYTES)
-        stamps[key] = stamp = life.epochs.stamp(life.scope("m", "t"), key)
-        packed = pack(key, stamp, 1, expires_ms, value)
+    scope = life.scope("m", "t")
+    written = []
+    for i in range(rounds * geometry.data_bytes // packed_bytes(_FILL_VALUE_BYTES)):
+        stamp = life.epochs.stamp(scope, _fill_entry(i, 0)[0])
+        key, value, packed = _fill_entry(i, stamp)
         assert life.l1.put(key, packed, _FILL_NOW_MS), f"entry {i} was not taken"
         found = life.l1.get(key, stamp, _FILL_NOW_MS)
         assert found is not None, f"entry {i} was taken and cannot be read"
         assert found.value == value, f"entry {i} has a wrong byte"
-        keys.append((key, value))
+        written.append((key, stamp, value))
     readable = 0
-    for key, value in keys:
-        found = life.l1.get(key, stamps[key], _FILL_NOW_MS)
+    for key, stamp, value in written:
+        found = life.l1.get(key, stamp, _FILL_NOW_MS)
         if found is not None:
             assert found.value == value
             readable += 1

@@ -1,0 +1,51 @@
+"""The long runs over a tiny cache: every step of every scenario, and kills by the ten thousand."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from ..storm.killing import kill_at_each, one_each, rehearsed
+from ..storm.scenarios import SCENARIOS, Scenario, medley
+from ..storm.test_storm import storm, was_a_storm
+
+MEDLEYS = 40
+KILLS_A_MEDLEY = 200
+KILLS = 10_000
+SECONDS = 600
+EVERY = 10  # of the steps; the points are all met
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_writer_killed_at_every_point_and_at_steps_all_over_leaves_a_whole_cache() -> None:
+    chance = random.Random(20)
+    with rehearsed(SCENARIOS) as made:
+        kill_at_each(one_each(made, chance))
+        kill_at_each(
+            [
+                (one, number)
+                for one in made
+                for number in range(chance.randrange(EVERY), len(one.steps), EVERY)
+            ]
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_writer_killed_in_the_middle_of_anything_leaves_a_whole_cache() -> None:
+    chance = random.Random(20)
+    medleys = (
+        Scenario(f"medley {i}", first=medley(i, 150), then=medley(1000 + i, 15)) for i in range(MEDLEYS)
+    )
+    with rehearsed(medleys) as made:
+        kill_at_each([(one, chance.randrange(len(one.steps))) for one in made for _ in range(KILLS_A_MEDLEY)])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ten_minutes_and_ten_thousand_kills_bring_no_wrong_byte_no_stuck_lock_and_no_lost_room() -> None:
+    answer = storm(SECONDS, KILLS)
+    was_a_storm(answer)
+    assert answer["kills"] >= KILLS  # type: ignore[operator]
