@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 # Hash tags of a Cluster. Their slots lie in the middle of each sixteenth of all slots, so masters with a range each get
 # their part of the keys. More tags would spread better over many masters, and share commands worse.
 TAGS = ("u0", "3", "dj", "j", "d2", "2", "uh", "k", "ly", "1", "uv", "u", "9s", "0", "dt", "t")
+COMMANDS = 4  # on their way at once, each on its own connection; in a Cluster half of it, for each tag
 QUEUE_COUNT = 4096
 QUEUE_BYTES = 32 << 20
 CLOSING_S = 1.0  # for what is still to be stored at the end
@@ -113,11 +114,12 @@ class L2:
 
     @property
     def available(self) -> bool:
-        """Whether all of Redis is asked at present."""
-        return self._watch.state is not State.DOWN
+        """Whether any of Redis is asked at present."""
+        return self._watch.parts_down < len(self._lanes)
 
     @property
     def state(self) -> State:
+        """What was logged last."""
         return self._watch.state
 
     async def get(self, key: Key) -> bytes | Lease:
@@ -210,6 +212,7 @@ class L2:
         return Lane(
             self._ask,
             probe,
+            flying=COMMANDS if self._mask == 0 else COMMANDS // 2,
             deadline_s=self.settings.deadline_ms / 1000,
             loop=self._loop,
             clock=self._clock,

@@ -28,7 +28,6 @@ from .state import Watch
 Ask = Callable[[Sequence[bytes], bool], Awaitable[Sequence["bytes | None"]]]
 """(names, whether to take leases for absent ones) -> as many values; raises whatever goes wrong."""
 
-MAX_FLYING = 4  # commands on their way at once, each on its own connection
 WORTH = 32  # keys that are worth a command beside another one
 HURRY = 0.2  # part of the deadline after which any batch is
 
@@ -49,13 +48,14 @@ class _Batch:
 
 
 class Lane:
-    """One part. ``probe`` is a name in it that holds nothing."""
+    """One part. ``probe`` is a name in it that holds nothing; ``flying`` commands may be on their way at once."""
 
     def __init__(
         self,
         ask: Ask,
         probe: bytes,
         *,
+        flying: int,
         deadline_s: float,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
@@ -65,6 +65,7 @@ class Lane:
         self.breaker = Breaker()
         self._ask = ask
         self._probe_name = probe
+        self._max_flying = flying
         self._deadline_s = deadline_s
         self._loop = loop
         self._clock = clock
@@ -124,7 +125,7 @@ class Lane:
 
     def _depart(self, hurry: bool = False) -> None:
         """Send what may leave now."""
-        while self._flying < MAX_FLYING and not self._closed:
+        while self._flying < self._max_flying and not self._closed:
             if self._ready:
                 self._fly(self._ready.popleft())
                 continue

@@ -26,24 +26,26 @@ class State(enum.Enum):
 class Watch:
     """Puts together what the parts say and logs when the sum changes. ``secret`` is kept out of every line."""
 
-    __slots__ = ("_down", "_full", "_log", "_secret", "_where", "state")
+    __slots__ = ("_full", "_log", "_secret", "_where", "parts_down", "state")
 
     def __init__(self, log: logging.Logger, where: str, secret: str | None) -> None:
         self.state = State.UP
         self._log = log
         self._where = where
         self._secret = secret
-        self._down = 0
+        self.parts_down = 0
         self._full = 0
 
     def went_down(self, error: BaseException | None) -> None:
         """One part is not asked any more; error is the last one, None when a deadline passed."""
-        self._down += 1
-        self._changed("no answer in time" if error is None else f"{type(error).__name__}: {error}")
+        self.parts_down += 1
+        self._changed(
+            "no answer in time" if error is None else f"{type(error).__name__}: {error}".rstrip(": ")
+        )
 
     def came_up(self) -> None:
         """One part is asked again."""
-        self._down -= 1
+        self.parts_down -= 1
         self._changed("answers again, and its memory is full" if self._full else "answers again")
 
     def filled(self) -> None:
@@ -57,7 +59,7 @@ class Watch:
         self._changed("stores again")
 
     def _changed(self, why: str) -> None:
-        state = State.DOWN if self._down else State.FULL if self._full else State.UP
+        state = State.DOWN if self.parts_down else State.FULL if self._full else State.UP
         if state is self.state:
             return
         self.state = state

@@ -27,13 +27,20 @@ def _listen(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert strangers(caplog.get_records("call")) == []
 
 
-async def _away_from(l2: L2, server: RedisServer, fault: Fault, taken_over: Callable[[], object]) -> None:
+async def _away_from(
+    l2: L2, server: RedisServer, fault: Fault, taken_over: Callable[[], object], *, parts: bool
+) -> None:
     """Under load: the fault, another server in charge, and all of Redis in use again."""
     async with Load(l2).running() as load:
         await load.in_use()
         fault(server)
         await until(lambda: l2.state is State.DOWN)
-        await load.more()
+        if parts:
+            await load.in_use()
+            assert l2.available, "the other masters' parts are used all the while"
+        else:
+            assert not l2.available
+            await load.more()
         await asyncio.to_thread(taken_over)
         await until(lambda: l2.state is State.UP)
         await load.all_in_use()
@@ -46,7 +53,7 @@ async def test_sentinel_names_another_master(caplog: pytest.LogCaptureFixture, f
         settings = RedisSettings(sentinel.url, "sentinel", sentinel.nodes)
         async with tier(settings, prefix=a_prefix(), deadline_ms=50) as l2:
             old = sentinel.master()
-            await _away_from(l2, old, fault, lambda: sentinel.another_than(old))
+            await _away_from(l2, old, fault, lambda: sentinel.another_than(old), parts=False)
             assert sentinel.master() is not old
         assert lines(caplog.records) == ["l2_down", "l2_up"]
 
@@ -58,7 +65,7 @@ async def test_a_replica_takes_over_in_a_cluster(caplog: pytest.LogCaptureFixtur
         settings = RedisSettings(cluster.url, "cluster", cluster.nodes)
         async with tier(settings, prefix=a_prefix(), deadline_ms=50) as l2:
             old = cluster.servers[0]
-            await _away_from(l2, old, fault, lambda: cluster.taken_over(old))
+            await _away_from(l2, old, fault, lambda: cluster.taken_over(old), parts=True)
         assert lines(caplog.records) == ["l2_down", "l2_up"]
 
 

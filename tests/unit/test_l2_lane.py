@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import pytest
 
 from penstock.cache.remote.counts import Counts
-from penstock.cache.remote.lane import MAX_FLYING, NOTHING, WORTH, Lane
+from penstock.cache.remote.lane import NOTHING, WORTH, Lane
 from penstock.cache.remote.scripts import MAX_KEYS
 from penstock.cache.remote.state import State, Watch
 
 from ..support.scripted import on_uvloop, until
+
+MAX_FLYING = 3
 
 
 class Far:
@@ -27,6 +29,7 @@ class Far:
         self.lane = Lane(
             self._ask,
             b"probe",
+            flying=MAX_FLYING,
             deadline_s=deadline_s,
             loop=asyncio.get_running_loop(),
             clock=time.monotonic,

@@ -35,6 +35,7 @@ class Far:
         self.lane = Lane(
             self._ask,
             b"probe",
+            flying=1,
             deadline_s=1,
             loop=loop,
             clock=self.clock,
