@@ -92,9 +92,14 @@ class Lane:
         future: asyncio.Future[bytes | None] = self._loop.create_future()
         if batch.waiters.setdefault(name, future) is not future:
             batch.more.append((name, future))
-        elif len(batch.waiters) >= MAX_KEYS:
+            return future
+        count = len(batch.waiters)
+        if count == WORTH:  # it may have been left to wait in an earlier tick
+            self._loop.call_soon(self._depart)
+        elif count >= MAX_KEYS:
             self._open = None
             self._ready.append(batch)
+            self._loop.call_soon(self._depart)
         return future
 
     def start(self) -> None:

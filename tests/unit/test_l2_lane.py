@@ -106,6 +106,26 @@ async def test_many_do_not_wait_and_no_more_fly_than_may() -> None:
 
 
 @on_uvloop
+async def test_a_batch_that_waits_leaves_when_enough_have_joined_it() -> None:
+    far = Far()
+    far.lane.look(b"a")
+    await far.flying(1)
+    far.lane.look(b"b")
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(far.asked) == 1
+    for name in _names(WORTH - 1):
+        far.lane.look(name)
+    await far.flying(2)
+    assert far.asked[1] == [b"b", *_names(WORTH - 1)]
+    for name in _names(2 * MAX_KEYS):
+        far.lane.look(name)
+    await far.flying(3)
+    assert len(far.asked[2]) == MAX_KEYS
+    await far.lane.close()
+
+
+@on_uvloop
 async def test_one_alone_leaves_soon_though_another_hangs() -> None:
     far = Far(deadline_s=0.5)
     far.lane.look(b"a")
