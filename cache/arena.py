@@ -21,9 +21,8 @@ Cells are 8-byte unsigned integers in native byte order, each stored in one go. 
         [1] owner: slot (bits 32-63) and generation (bits 0-31); 0: nobody
         [2] sequence: a segment with a smaller one was opened earlier   [3]..[15] zero
     index      `sets` sets of 8 words of 8 bytes
-        word: location in bytes from the begin of the file (bits 0-39), length in units (bits 40-55),
-              tag (bits 56-63); 0: empty
-    visited    one byte a word: 1 when the entry was read since it was last looked at
+        word: location in bytes from the begin of the file (bits 0-39), a multiple of 64, length in units
+              (bits 40-55), tag (bits 56-63); bit 0: read since it was last looked at. 0: empty
     segments   `segments` x segment_bytes, each a run of entries (`entry.py`), see `log.py`
     a page     behind them, so that an entry's head may be read wherever one can be thought to begin
 
@@ -124,8 +123,8 @@ class ArenaGeometry:
     def smallest(cls, max_entry_bytes: int, slots: int) -> int:
         """A size in bytes that `of` accepts; not much less will do."""
         data_bytes = _fewest(slots) * packed_bytes(max_entry_bytes)
-        # The index takes at most 9 bytes for each 128 of the whole.
-        return _up((_around(0, _fewest(slots)) + data_bytes) * 128 // 119 + 4 * PAGE_BYTES, PAGE_BYTES)
+        # The index takes at most 8 bytes for each 128 of the whole.
+        return _up((_around(0, _fewest(slots)) + data_bytes) * 16 // 15 + 4 * PAGE_BYTES, PAGE_BYTES)
 
     @property
     def rows_at(self) -> int:
@@ -136,11 +135,6 @@ class ArenaGeometry:
     def index_at(self) -> int:
         """First byte of the index."""
         return self.rows_at + _up(self.segments * ROW_CELLS * CELL_BYTES, PAGE_BYTES)
-
-    @property
-    def visited_at(self) -> int:
-        """First of the visited bytes."""
-        return self.index_at + _up(self.sets * WAYS * CELL_BYTES, PAGE_BYTES)
 
     @property
     def data_at(self) -> int:
@@ -319,7 +313,7 @@ def _around(sets: int, segments: int) -> int:
 def _data_at(sets: int, segments: int) -> int:
     at = HEADER_BYTES + _up(EPOCH_CELLS * CELL_BYTES, PAGE_BYTES)
     at += _up(segments * ROW_CELLS * CELL_BYTES, PAGE_BYTES)
-    return at + _up(sets * WAYS * CELL_BYTES, PAGE_BYTES) + _up(sets * WAYS, PAGE_BYTES)
+    return at + _up(sets * WAYS * CELL_BYTES, PAGE_BYTES)
 
 
 def _up(value: int, step: int) -> int:

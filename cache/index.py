@@ -2,8 +2,11 @@
 
 Strategy: a word is a hint, never the truth. Whoever follows it verifies what lies there. So a word may be stale,
 doubled, lost to another writer's store at the same moment, or rubbish, and the worst that comes of it is a miss.
-A key has a home word in its set; it lies elsewhere in the set only if the home was taken. A byte beside each word
-says that the entry was read lately.
+A key has a home word in its set; it lies elsewhere in the set only if the home was taken. A bit of the word
+says that the entry was read lately; it lies there because that line of memory is at hand.
+
+There is no compare-and-swap, so whoever changes a word looks at it again just before the store. A store that falls
+into that gap all the same brings back what the word said: an entry that is verified as any other, or is gone.
 
 It refuses to know segments and who owns them (`log.py`), and it looks into an entry only to tell whose it is and
 how old. The byte layout is in `arena.py`.
@@ -19,8 +22,9 @@ from .digest import KEY_BYTES, Key
 from .entry import BODY_AT, UNIT_BYTES
 from .layout import CELL_BYTES
 
-# Of a word: location in bytes (bits 0-39), length in units (bits 40-55), tag (bits 56-63).
-LOCATION = (1 << 40) - 1
+# Of a word: read lately (bit 0), location in bytes (bits 0-39), length in units (bits 40-55), tag (bits 56-63).
+READ = 1
+LOCATION = (1 << 40) - UNIT_BYTES
 TAG_SHIFT = 56
 #: A length in bytes, shifted by this, is where a word has it in units.
 LENGTH_SHIFT = 40 - (UNIT_BYTES.bit_length() - 1)
@@ -41,12 +45,9 @@ _entry = _ENTRY.unpack_from
 
 
 class Index:
-    """The words and their visited bytes.
+    """The words, counted from 0; a key's home is word `home & mask`."""
 
-    A key's home is word `home & mask`, counted from 0; the byte of the same number is its visited byte.
-    """
-
-    __slots__ = ("_counts", "_map", "_tags", "mask", "visited", "words")
+    __slots__ = ("_counts", "_map", "_tags", "mask", "words")
 
     def __init__(self, arena: Arena, counts: Counts) -> None:
         geometry = arena.geometry
@@ -55,20 +56,26 @@ class Index:
         # An arena without L1 has one set, which is empty.
         count = geometry.sets * WAYS or WAYS
         first = geometry.index_at // CELL_BYTES if geometry.sets else _EMPTY_SET
-        visited = geometry.visited_at if geometry.sets else first * CELL_BYTES
         self._tags = first * CELL_BYTES + CELL_BYTES - 1  # the tag is the last byte of a word on x86-64
         self.mask = count - 1
         self.words = arena.cells[first : first + count]
-        self.visited = memoryview(arena.map)[visited : visited + count]
 
     def find(self, home: int, word: int) -> int:
-        """The number of exactly this word in its key's set; -1 when it is not there."""
+        """The number of this word in its key's set, whether read lately or not; -1 when it is not there."""
         at = home & self.mask
-        if self.words[at] == word:
+        if self.words[at] | READ == word | READ:
             return at
         start = at & -WAYS
         found = self._set(start)
-        return start + found.index(word) if word in found else -1
+        for said in (word, word | READ):
+            if said in found:
+                return start + found.index(said)
+        return -1
+
+    def mark(self, at: int, before: int, word: int) -> None:
+        """Store a word in place of what was there, unless another is there by now."""
+        if self.words[at] == before:
+            self.words[at] = word
 
     def insert(self, key: Key, location: int, size_bytes: int, now_ms: int) -> None:
         """Let the key's word name the entry that lies there: the last step of a put."""
@@ -78,16 +85,14 @@ class Index:
         word = tag << TAG_SHIFT | size_bytes << LENGTH_SHIFT | location
         same = self.of_key(key, at & -WAYS)
         if same:
-            # The first of them takes it and the others go; its visited byte stays, it is the key's.
+            # The first of them takes it and the others go. That it was read is true of the key.
             self._counts.replaced += 1
-            words[same[0]] = word
+            words[same[0]] = word | words[same[0]] & READ
             for other in same[1:]:
                 words[other] = 0
             return
         if words[at]:
             at = self._free(at & -WAYS, now_ms)
-        if self.visited[at]:
-            self.visited[at] = 0
         words[at] = word
 
     def remove(self, key: Key) -> None:
@@ -135,11 +140,11 @@ class Index:
                 return at
             age = created_ms, at
             oldest = age if oldest is None else min(oldest, age)
-            if not self.visited[at]:
+            if not word & READ:
                 unread = age if unread is None else min(unread, age)
         self._counts.evicted += 1
         if unread is not None:
             return unread[1]
-        for at in range(start, start + WAYS):
-            self.visited[at] = 0
+        for at, word in enumerate(words, start):
+            self.mark(at, word, word & ~READ)
         return start if oldest is None else oldest[1]

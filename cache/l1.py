@@ -18,7 +18,7 @@ from .arena import WAYS, Arena
 from .counts import Counts
 from .digest import KEY_BYTES, Key
 from .entry import BODY_AT, FORMAT, TAIL, UNIT_BYTES, Entry, packed_bytes, verified
-from .index import LENGTH, LENGTH_SHIFT, LOCATION, PLACE, TAG_SHIFT, Index
+from .index import LENGTH, LENGTH_SHIFT, LOCATION, PLACE, READ, TAG_SHIFT, Index
 from .log import Log
 
 _LEAST = packed_bytes(0)
@@ -45,7 +45,6 @@ class L1:
         "_map",
         "_mask",
         "_most",
-        "_visited",
         "_words",
         "capacity_bytes",
         "counts",
@@ -62,7 +61,6 @@ class L1:
         self._log = Log(arena, self._index, self.counts, owner, alive)
         self._words = self._index.words
         self._mask = self._index.mask
-        self._visited = self._index.visited
         self._most = packed_bytes(arena.geometry.max_entry_bytes)
 
     def get(self, key: Key, stamp: int, now_ms: int) -> Entry | None:
@@ -78,8 +76,8 @@ class L1:
                 if _xxh3(body) == self._cells[at >> 3] and body.startswith(key):
                     of, created_ms, expires_ms, end = _tail(body)
                     if of == stamp and expires_ms > now_ms:
-                        if not self._visited[home]:
-                            self._visited[home] = 1
+                        if not word & READ and self._words[home] == word:
+                            self._words[home] = word | READ
                         entry = _new(Entry)
                         entry.data = body
                         entry.end = end - FORMAT
@@ -100,7 +98,7 @@ class L1:
             body = self._map[at + BODY_AT : at + (word >> LENGTH_SHIFT & LENGTH)]
             entry = verified(body, self._cells[at >> 3], key, stamp, now_ms)
             if entry is not None:
-                self._visited[i] = 1
+                self._index.mark(i, word, word | READ)
                 return entry
         return None
 

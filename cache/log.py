@@ -30,7 +30,7 @@ from typing import NamedTuple
 from .arena import H_LIFE, H_SEQUENCE, ROW_CELLS, Arena
 from .counts import Counts
 from .entry import BODY_AT, FORMAT, UNIT_BYTES, VALUE_AT
-from .index import LENGTH_SHIFT, TAG_SHIFT, Index
+from .index import LENGTH_SHIFT, READ, TAG_SHIFT, Index
 from .layout import CELL_BYTES
 
 # Cells of a row.
@@ -162,7 +162,7 @@ class Log:
     def _clean(self, size: int, now_ms: int, left: int) -> int:
         """Pass over old entries until there is room before the next; returns how much more may be carried."""
         map_, index, counts = self._map, self._index, self._counts
-        words, visited, mask = index.words, index.visited, index.mask
+        words, mask = index.words, index.mask
         w, c, e, base = self._w, self._c, self._e, self._base
         while c < e and c - w < size:
             home, tag, expires_ms, end = _entry(map_, base + c)
@@ -173,18 +173,20 @@ class Log:
                 break
             word = tag << TAG_SHIFT | length << LENGTH_SHIFT | base + c
             at = home & mask
-            if words[at] != word:
+            said = words[at]
+            if said != word and said != word | READ:
                 at = index.find(home, word)
+                said = words[at]
             if at >= 0:
                 if expires_ms <= now_ms:
                     words[at] = 0
                     counts.expired += 1
-                elif left > 0 and visited[at]:
+                elif left > 0 and said & READ:
                     left -= 1 + (length // _MOVED_UNIT if w < c else 0)
                     counts.carried += 1
-                    visited[at] = 0
                     if w < c:
-                        self._move(w, c, length, at, word)
+                        self._move(w, c, length)
+                    index.mark(at, said, word - c + w)
                     w += length
                 else:
                     words[at] = 0
@@ -194,17 +196,15 @@ class Log:
         self._publish()
         return left
 
-    def _move(self, w: int, c: int, length: int, at: int, word: int) -> None:
-        """Copy an old entry down to w and have the index name the copy."""
-        base, words = self._base, self._index.words
+    def _move(self, w: int, c: int, length: int) -> None:
+        """Copy an old entry down to w."""
+        base = self._base
         data = self._map[base + c : base + c + length]
         self._w, self._c = w, c + length
         self._publish()  # it is dead where it lies, before it is overwritten
         self._map[base + w : base + w + length] = data
         self._w = w + length
         self._publish()
-        if words[at] == word:  # nobody stored another one meanwhile
-            words[at] = word - c + w
 
     def _publish(self) -> None:
         # From bytes to units (6) and into place (0, 21, 42).
