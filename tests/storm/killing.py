@@ -168,15 +168,12 @@ def one_each(made: list[Rehearsed], chance: random.Random, every: int = 1) -> li
     return [chance.choice(steps[at]) for at in order[chance.randrange(every) :: every]]
 
 
-def kill_at_each(chosen: list[tuple[Rehearsed, int]]) -> None:
-    """Kill a victim before each of these steps. Raises AssertionError with the first faults found."""
+def kill_at_each(chosen: list[tuple[Rehearsed, int]]) -> str:
+    """Kill a victim before each of these steps; how many that were. Raises AssertionError with the first faults."""
     found: list[str] = []
-    killed = 0
     for one, number in chosen:
         found += one.kill_at(number)
-        killed += 1
         if len(found) >= _FAULTS_SHOWN:
             break
-    points = {one.steps[number] for one, number in chosen}
-    print(f"\n{killed} kills of {len(chosen)}, at {len(points)} points")
     assert not found, "\n".join(found)
+    return f"{len(chosen)} kills at {len({one.steps[number] for one, number in chosen})} points"

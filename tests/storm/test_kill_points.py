@@ -20,17 +20,24 @@ def made() -> Iterator[list[Rehearsed]]:
         yield made
 
 
-def test_the_scenarios_come_to_every_instruction_that_needs_nothing_unheard_of(made: list[Rehearsed]) -> None:
+def test_the_scenarios_come_to_every_instruction_that_needs_nothing_unheard_of(
+    made: list[Rehearsed], capsys: pytest.CaptureFixture[str]
+) -> None:
     points, reached = kill_points(made)
     missing = unreached(points, reached)
-    print(f"\n{len(points)} kill points in the code, {len(reached)} reached by {len(made)} scenarios")
-    for reason, count in Counter(missing.values()).most_common():
-        print(f"{count} need {reason or 'a scenario'}")
+    with capsys.disabled():
+        print(f"\n{len(points)} kill points in the code, {len(reached)} reached by {len(made)} scenarios")
+        for reason, count in Counter(missing.values()).most_common():
+            print(f"  not reached: {count}, which need {reason or 'a scenario'}")
     assert reached <= points.keys()
     assert len(reached) > 1000
     assert [f"{point}, line {points[point].line}" for point, reason in missing.items() if not reason] == []
 
 
-def test_a_writer_killed_at_any_instruction_leaves_a_whole_cache(made: list[Rehearsed]) -> None:
-    # Every one of them, many times over, is `make chaos`.
-    kill_at_each(one_each(made, random.Random(20), EVERY))
+def test_a_writer_killed_at_any_instruction_leaves_a_whole_cache(
+    made: list[Rehearsed], capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A spread of them; all of them, in every way they are come to, is `make chaos`.
+    done = kill_at_each(one_each(made, random.Random(20), EVERY))
+    with capsys.disabled():
+        print(f"\n{done}")
