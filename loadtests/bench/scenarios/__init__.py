@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..context import Rig
-from . import bodies, memory, micro, pace, throughput
+from . import bodies, memory, micro, pace, shared, throughput
 
 SCENARIOS: dict[str, Callable[[Rig], None]] = {
     "miss": throughput.miss,
@@ -19,4 +19,5 @@ SCENARIOS: dict[str, Callable[[Rig], None]] = {
     "deaf": memory.never_reads,
     "bodies": bodies.big_bodies,
     "micro": micro.steps,
+    "l1": shared.l1,
 }
