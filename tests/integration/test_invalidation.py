@@ -3,15 +3,17 @@
 import asyncio
 import logging
 import os
+import random
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
 from penstock.cache.arena import Arena, ArenaGeometry
 from penstock.cache.digest import Key
-from penstock.cache.epoch import name_of_model, name_of_tenant
+from penstock.cache.epoch import EPOCH_CELLS, Epochs, name_of_model, name_of_tenant
+from penstock.cache.layout import CELL_BYTES, HEADER_BYTES
 from penstock.cache.redis_client import RedisSettings
 from penstock.workers.invalidation import Invalidation
 
@@ -32,12 +34,28 @@ SLOW_S = 60.0
 QUICK_S = 0.2
 
 
+class Remembering(Epochs):
+    """Epochs that may have no nonce a second time: it would bring back what was flushed."""
+
+    def __init__(self, arena: Arena) -> None:
+        at = HEADER_BYTES // CELL_BYTES
+        super().__init__(arena.cells[at : at + EPOCH_CELLS])
+        self.returned: list[str] = []
+        self._had = set(self.names_set().items())
+
+    def set(self, name: str, nonce: int) -> None:
+        if self.get(name) != nonce and (name, nonce) in self._had:
+            self.returned.append(name)
+        self._had.add((name, nonce))
+        super().set(name, nonce)
+
+
 class Node:
     """One node: epochs of its own, and the controller's part in them."""
 
     def __init__(self, settings: RedisSettings | None, poll_s: float, arena: Arena | None = None) -> None:
         self.arena = arena or Arena.create(None, ArenaGeometry.of(0, 1, 1), 0)
-        self.epochs = self.arena.epochs
+        self.epochs = Remembering(self.arena)
         self.invalidation = Invalidation(
             self.epochs, settings, "penstock", clock=time.monotonic, random=os.urandom, poll_s=poll_s
         )
@@ -54,6 +72,7 @@ class Node:
         finally:
             task.cancel()
             await asyncio.wait([task])
+        assert self.epochs.returned == []
 
 
 async def until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
@@ -178,6 +197,49 @@ async def test_a_redis_that_lost_a_flush_does_not_bring_back_what_was_flushed() 
             assert {
                 name.decode(): int(told[name]) for name in told if name != b"version"
             } == one.epochs.names_set()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_nodes_agree_in_the_end_whatever_is_lost_meanwhile(seed: int) -> None:
+    """Flushes on three nodes at once; Redis loses writes, all of them, connections, and stands still."""
+    chance = random.Random(seed)
+    with redis_server() as server:
+        async with AsyncExitStack() as stack:
+            nodes = [
+                await stack.enter_async_context(Node(settings_of(server), 0.1).running()) for _ in range(3)
+            ]
+            flushes, states = [], [server.command("HGETALL", NAME)]
+            for _ in range(60):
+                event = chance.random()
+                if event < 0.6:
+                    flush = chance.choice(nodes).invalidation.flush(
+                        chance.choice(["all", "m:1", "t:1", "k:5"])
+                    )
+                    flushes.append(asyncio.create_task(flush))
+                elif event < 0.7:
+                    states.append(server.command("HGETALL", NAME))
+                elif event < 0.8:
+                    with server.client() as client:
+                        undo = client.pipeline().delete(NAME)
+                        earlier = chance.choice(states)
+                        (undo.hset(NAME, mapping=earlier) if earlier else undo).execute()
+                elif event < 0.9:
+                    server.command("CLIENT", "KILL", "TYPE", chance.choice(["normal", "pubsub"]))
+                elif event < 0.95:
+                    server.restart()
+                else:
+                    server.pause()
+                    await asyncio.sleep(0.05)
+                    server.resume()
+                await asyncio.sleep(0.04 * chance.random())
+            await asyncio.wait(flushes)
+
+            def agreed() -> bool:
+                said = server.command("HGETALL", NAME).items()
+                told = {name.decode(): int(text) for name, text in said if name != b"version"}
+                return all(node.epochs.names_set() == told and not node.invalidation.untold for node in nodes)
+
+            await until(agreed, "the same epochs everywhere")
 
 
 async def test_a_controller_that_dies_before_redis_is_back_leaves_its_flush_to_its_successor() -> None:
