@@ -19,7 +19,7 @@ from .l2 import L2, Lease
 class Tiers:
     """L1 and L2, either of which may be missing. The lives, in milliseconds, may change at a reload."""
 
-    __slots__ = ("_l1", "_l2", "epochs", "l1_ttl_ms", "l2_ttl_ms", "lease_s")
+    __slots__ = ("_l1", "_l2", "epochs", "l1_ttl_ms", "l2_ttl_ms")
 
     def __init__(
         self,
@@ -29,12 +29,10 @@ class Tiers:
         *,
         l1_ttl_ms: int,
         l2_ttl_ms: int = 0,
-        lease_s: float = 0.0,
     ) -> None:
         self.epochs = epochs
         self.l1_ttl_ms = l1_ttl_ms
         self.l2_ttl_ms = l2_ttl_ms
-        self.lease_s = lease_s
         self._l1 = l1
         self._l2 = l2
 
@@ -56,11 +54,18 @@ class Tiers:
             return found
         return self._found(found, key, stamp, now_ms) or Lease.NONE
 
-    async def awaited(self, key: Key, stamp: int, now_ms: Callable[[], int]) -> Entry | None:
-        """What the node that has the lease stores, if it does so while the lease lasts."""
+    async def awaited(self, key: Key, stamp: int, now_ms: Callable[[], int], until_s: float) -> Entry | Lease:
+        """What the node that has the lease stores; else who has the lease at ``until_s`` of L2's clock."""
         assert self._l2 is not None
-        found = await self._l2.wait(key, self.lease_s)
-        return None if found is None else self._found(found, key, stamp, now_ms())
+        found = await self._l2.wait(key, until_s)
+        if isinstance(found, Lease):
+            return found
+        return self._found(found, key, stamp, now_ms()) or Lease.NONE
+
+    def hold(self, key: Key) -> None:
+        """This node asks upstream now: its lease lasts until ``fill`` or ``give_up``."""
+        if self._l2 is not None:
+            self._l2.hold(key)
 
     def _found(self, packed: bytes, key: Key, stamp: int, now_ms: int) -> Entry | None:
         entry = read(packed, key, stamp, now_ms)
@@ -78,6 +83,8 @@ class Tiers:
         if self._l2 is not None and self._l2.available:
             ttl_ms = self.l2_ttl_ms if ttl_ms is None else ttl_ms
             self._l2.put(key, pack(key, stamp, now_ms, now_ms + ttl_ms, *value), ttl_ms)
+        else:
+            self.give_up(key)
 
     def give_up(self, key: Key) -> None:
         """Let go of the lease: nothing will be stored."""

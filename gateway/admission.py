@@ -8,11 +8,15 @@ arrivals in order; a place freed here is handed on at once, a place freed by ano
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
+from time import perf_counter_ns
 from typing import Protocol
 
 from .errors import Fault, Kind
+
+log = logging.getLogger(__name__)
 
 
 class OwnRow(Protocol):
@@ -50,6 +54,12 @@ class Bounds(Protocol):
     def queue_timeout_s(self) -> float: ...
 
 
+class Queued(Protocol):
+    """Who waits, and for how long."""
+
+    queued_ns: int
+
+
 class _Waiter:
     __slots__ = ("deadline", "future", "model")
 
@@ -85,6 +95,17 @@ class Admission:
             self._row.add_running(model.index, -1)
             return False
         return True
+
+    async def queue(self, model: Bounds, life: Queued) -> None:
+        """As :meth:`wait`; says so in the log when it was in vain, and to ``life`` how long it took."""
+        started = perf_counter_ns()
+        try:
+            await self.wait(model)
+        except Fault as fault:
+            log.info("%s model=%s", fault.kind.value, model.name)
+            raise
+        finally:
+            life.queued_ns += perf_counter_ns() - started
 
     async def wait(self, model: Bounds) -> None:
         """Queue until a place is taken; raises :class:`Fault` 429 when the queue is full, 504 after the timeout."""

@@ -57,6 +57,14 @@ class Buffers:
         self._row.add_held(0, size)
         return size
 
+    def try_hold(self, size: int) -> bool:
+        """Count bytes that one could do without; False, and nothing counted, when the node holds too much."""
+        if self._tally.held_total() + size > self.limit_bytes:
+            return False
+        self._held += size
+        self._row.add_held(0, size)
+        return True
+
     def release(self, size: int) -> None:
         """Give them back."""
         self._held -= size

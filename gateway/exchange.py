@@ -16,7 +16,7 @@ from granian.rsgi import ProtocolClosed
 
 from .endpoints import Dialect
 from .errors import Fault, Kind
-from .pipeline import Life
+from .life import Life
 from .raw import ClientGone, RawRequest
 from .respond import NOT_UPSTREAM, named_by_connection
 from .worker import Worker
@@ -119,10 +119,24 @@ class Exchange(Life):
     # ---- ended from outside
 
     def abort(self, fault: Fault) -> None:
-        """End the request wherever it waits; what it is told is ``fault``."""
-        if self.aborted is None:
-            self.aborted = fault
-            self.task.cancel()
+        """End the request wherever it waits; what it is told is ``fault``.
+
+        Where others wait for the answer that this request's task is fetching, the task goes on without a client.
+        """
+        if self.aborted is not None:
+            return
+        if self.flight is not None and fault.kind is Kind.CLIENT_CLOSED and self.flight.leave_leader():
+            self.left = True
+            if self.relay is not None:
+                self.relay.on_fail(fault)
+            return
+        self.aborted = fault
+        self.task.cancel()
+
+    def abandon(self) -> None:
+        """The last who waited for the answer has left as well."""
+        self.flight = None
+        self.abort(Fault(Kind.CLIENT_CLOSED, "all clients left"))
 
     async def gone(self) -> None:
         """Wait for the client to close its connection, then end the request."""

@@ -6,6 +6,7 @@ therefore handed over piece by piece, at the pace of its client, and stays where
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 _PIECE_BYTES = 64 << 10
@@ -19,19 +20,24 @@ class Sink(Protocol):
     def on_end(self) -> None: ...
 
 
+def sliced(body: bytes | bytearray) -> Iterator[bytes]:
+    """A body in pieces of 64 KiB."""
+    for at in range(0, len(body), _PIECE_BYTES):
+        yield bytes(memoryview(body)[at : at + _PIECE_BYTES])
+
+
 class Gathered:
-    """A body with the face of an upstream call. It pushes within ``attach`` and ``resume`` until it is paused."""
+    """Pieces with the face of an upstream call. It pushes within ``attach`` and ``resume`` until it is paused."""
 
-    __slots__ = ("_at", "_body", "_paused", "_sink")
+    __slots__ = ("_paused", "_pieces", "_sink")
 
-    def __init__(self, body: bytes | bytearray) -> None:
-        self._body: bytes | bytearray = body
-        self._at = 0
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = iter(pieces)
         self._paused = False
         self._sink: Sink | None = None
 
     def attach(self, sink: Sink) -> None:
-        """Begin to give the body to ``sink``."""
+        """Begin to give the pieces to ``sink``."""
         self._sink = sink
         self._push()
 
@@ -47,14 +53,14 @@ class Gathered:
     def abort(self) -> None:
         """Nobody wants the rest: let go of it and of the sink, which refers back to this. Idempotent."""
         self._sink = None
-        self._body = b""
+        self._pieces = iter(())
 
     def _push(self) -> None:
         while self._sink is not None and not self._paused:
-            sink, at = self._sink, self._at
-            if at >= len(self._body):
+            sink = self._sink
+            piece = next(self._pieces, None)
+            if piece is None:
                 self._sink = None
                 sink.on_end()
                 return
-            self._at = at + _PIECE_BYTES
-            sink.on_data(bytes(memoryview(self._body)[at : self._at]))
+            sink.on_data(piece)

@@ -42,7 +42,22 @@ REQUESTS = Family(
     "penstock_requests_total",
     "Requests by their true status: a failure inside a stream counts as that failure, not as 200.",
     "counter",
-    ("model", "endpoint", "status"),
+    ("model", "endpoint", "status", "cache"),
+)
+BYPASSES = Family(
+    "penstock_cache_bypasses_total",
+    "Requests that the cache had nothing to do with, by the reason.",
+    "counter",
+    ("model", "reason"),
+)
+FLIGHTS = Family(
+    "penstock_flights_total",
+    "Requests that missed the cache: led asked upstream, followed got another's answer, lost saw their leader die.",
+    "counter",
+    ("role",),
+)
+STORES = Family(
+    "penstock_cache_events_total", "What became of entries, by layer.", "counter", ("layer", "event")
 )
 ADDED = Family(
     "penstock_added_latency_seconds",
@@ -94,7 +109,10 @@ CONNECTIONS = Family(
 #: Every family that a worker's row may hold, by name.
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (*(REQUESTS, ADDED, DURATION, RETRIES, UPSTREAM_FAULTS, PAUSES, LAG, LAG_MAX, CONNECTIONS),)
+    for family in (
+        *(REQUESTS, BYPASSES, FLIGHTS, STORES, ADDED, DURATION, RETRIES, UPSTREAM_FAULTS, PAUSES),
+        *(LAG, LAG_MAX, CONNECTIONS),
+    )
 }
 
 
@@ -124,7 +142,7 @@ class Metrics:
         self._row = row
         self._cells = row.cells
         self._known: dict[tuple[object, ...], int] = {}
-        self._requests: dict[tuple[str, str, int], int] = {}
+        self._requests: dict[tuple[str, str, int, str], int] = {}
         self._histograms: dict[tuple[object, ...], Observe] = {}
 
     def count(self, family: Family, *labels: str, n: int = 1) -> None:
@@ -134,12 +152,12 @@ class Metrics:
             at = self._known[(family, *labels)] = self._row.cell(series(family, *labels))
         self._cells[at] += n
 
-    def request(self, model: str, endpoint: str, status: int) -> None:
-        """Counts one answered request."""
-        at = self._requests.get((model, endpoint, status))
+    def request(self, model: str, endpoint: str, status: int, cache: str = "") -> None:
+        """Counts one answered request; ``cache`` is a value of :class:`penstock.cache.outcome.Outcome`, or empty."""
+        at = self._requests.get((model, endpoint, status, cache))
         if at is None:
-            at = self._row.cell(series(REQUESTS, model, endpoint, str(status)))
-            self._requests[(model, endpoint, status)] = at
+            at = self._row.cell(series(REQUESTS, model, endpoint, str(status), cache))
+            self._requests[(model, endpoint, status, cache)] = at
         self._cells[at] += 1
 
     def gauge(self, family: Family, *labels: str, value: int) -> None:

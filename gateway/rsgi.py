@@ -117,11 +117,12 @@ class App:
     def _record(self, exchange: Exchange, endpoint: Endpoint | None, path: str, started: int) -> None:
         status = exchange.status
         total = perf_counter_ns() - started if started else 0
-        self._metrics.request(exchange.model, endpoint.path if endpoint is not None else "other", status)
+        name = endpoint.path if endpoint is not None else "other"
+        self._metrics.request(exchange.model, name, status, exchange.cache)
         if endpoint is not None and started:
             observers = self._observers.get(endpoint)
             if observers is None:
-                metrics, name = self._metrics, endpoint.path
+                metrics = self._metrics
                 observers = metrics.histogram(DURATION, name), metrics.histogram(ADDED, name)
                 self._observers[endpoint] = observers
             observers[0](total)

@@ -9,23 +9,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from itertools import count
+from pathlib import Path
 
 import xxhash
 
+from ..cache.arena import Arena
 from ..cache.rows import CounterRow, Tally, TallyRow
 from ..cache.segment import Segment
 from ..cache.table import DOWN, BackendTable
 from .ack import AckMeter
+from .admission import Admission
+from .answer import Answering
 from .buffers import Buffers
 from .config import Published
 from .config.structs import Backend as BackendConfig
 from .config.structs import BackendTls, UpstreamSettings
+from .dispatch import Dispatch
 from .errors import Fault, Kind
 from .fleet import Backend, build
+from .flights import Flights
+from .memory import Memory
 from .metrics import CONNECTIONS, LAG, LAG_MAX, Metrics
 from .pipeline import Pipeline
+from .recall import Recall
+from .sharing import Sharing
 from .sticky import Sticky
 from .sweep import Sweep
 from .upstream.connector import Connector
@@ -43,6 +53,10 @@ _SECOND = 50  # ticks
 _LAG_WINDOW = 500  # ticks
 
 
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 class Worker:
     """The data plane of one process. ``port`` is the TCP port it really serves, which a reload does not move."""
 
@@ -56,6 +70,10 @@ class Worker:
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
         environ: Mapping[str, str],
+        arena: Arena,
+        generation: int,
+        node: bytes,
+        folder: Path,
         is_admin_path: Callable[[str], bool] = lambda _: False,
         port: int | None = None,
     ) -> None:
@@ -82,19 +100,49 @@ class Worker:
         self.buffers = Buffers(self._row, self._tally, published.config.limits.max_buffered, workers)
         self.hold, self.release = self.buffers.hold, self.buffers.release
         self.fleet = build(published, environ, self._make_pool)
+        config = published.config
+        self.admission = Admission(self._row, self._tally, loop=loop, clock=clock)
+        self.memory = Memory(
+            arena, segment, slot, generation, config.cache, environ, node=node, loop=loop, clock=clock
+        )
+        self.flights = Flights(
+            segment,
+            slot,
+            generation,
+            folder=folder,
+            loop=loop,
+            clock_ns=time.monotonic_ns,
+            limit_bytes=config.cache.l1.max_entry,
+            gather_bytes=config.limits.max_response,
+            try_hold=self.buffers.try_hold,
+            release=self.buffers.release,
+        )
+        sticky = Sticky(segment.sticky)
+        dispatch = Dispatch(self._row, self._tally, slot, sticky, self.metrics, loop=loop, clock=clock)
+        self._answering = Answering(self.metrics, self.buffers, config.limits.max_response, loop)
+        recall = Recall(self.memory.tiers, config.cache.l1.max_entry, _now_ms)
+        self._sharing = Sharing(
+            *(self.flights, recall, self.admission, dispatch, self._answering, self.metrics),
+            lease_s=config.cache.l2.lease_ms / 1000 if config.cache.l2 else 0.0,
+            clock=clock,
+        )
         self.pipeline = Pipeline(
             fleet=self.fleet,
-            row=self._row,
-            tally=self._tally,
-            slot=slot,
-            sticky=Sticky(segment.sticky),
+            admission=self.admission,
+            dispatch=dispatch,
+            answering=self._answering,
+            recall=recall,
+            sharing=self._sharing,
+            sticky=sticky,
             metrics=self.metrics,
-            buffers=self.buffers,
-            loop=loop,
-            clock=clock,
         )
         self._observe_lag = self.metrics.histogram(LAG)
         self._read_health()
+
+    async def start(self) -> None:
+        """Listen for other workers' followers, and connect to Redis."""
+        await self.flights.start()
+        self.memory.start()
 
     # ---- for requests
 
@@ -113,7 +161,8 @@ class Worker:
         fleet = self.fleet
         self.watch.tick(now, fleet.config.listen.write_timeout_s)
         self.sweep.tick(now, fleet.config.listen)
-        self.pipeline.admission.tick(now)
+        self.admission.tick(now)
+        self.flights.tick(now)
         self.buffers.tick()
         for backend in fleet.backends:
             backend.pool.tick(now)
@@ -122,6 +171,7 @@ class Worker:
         if self._ticks % _SECOND == 0:
             self.debug = log.isEnabledFor(logging.DEBUG)
             self.metrics.gauge(LAG_MAX, value=self._lag_max_ns)
+            self.memory.report(self.metrics)
             for backend in fleet.backends:
                 pool = backend.pool
                 self.metrics.gauge(CONNECTIONS, backend.name, "idle", value=pool.idle)
@@ -144,7 +194,10 @@ class Worker:
         old = self.fleet
         self.fleet = build(published, self._environ, self._make_pool, old)
         self.pipeline.fleet = self.fleet
-        self.buffers.limit_bytes = published.config.limits.max_buffered
+        limits, cache = published.config.limits, published.config.cache
+        self.buffers.limit_bytes = limits.max_buffered
+        self._answering.max_response = self.flights.gather_bytes = limits.max_response
+        self.memory.swap(cache)
         self._read_health()
         kept = {backend.pool for backend in self.fleet.backends}
         for backend in old.backends:
@@ -180,7 +233,9 @@ class Worker:
         self.watch.abort_all(Fault(Kind.DRAINING, "this node is shutting down", retry_after_s=1.0))
 
     async def close(self) -> None:
-        """Close every upstream connection."""
+        """Close every upstream connection, and the cache."""
+        await self.flights.stop()
+        await self.memory.close()
         for backend in self.fleet.backends:
             await backend.pool.close()
         self._resolver.close()

@@ -28,6 +28,7 @@ from typing import Any, Protocol
 
 import uvloop
 
+from ..cache.arena import Arena
 from ..cache.segment import Segment, process_start
 from ..cache.slots import Slot, SlotTaken, claim
 from ..gateway.config import Published, tls_fault
@@ -70,6 +71,7 @@ class App(Protocol):
     def inflight(self) -> int: ...
     def tick(self, now: float, lag_s: float) -> None: ...
     def swap(self, published: Published) -> None: ...
+    async def start(self) -> None: ...
     def begin_drain(self) -> None: ...
     def cut(self) -> None: ...
     async def close(self) -> None: ...
@@ -80,7 +82,11 @@ class Given:
     """What an application is built from. forward: serves the admin paths, where the API port has them."""
 
     segment: Segment
+    arena: Arena
     slot: int
+    generation: int
+    node: bytes
+    folder: Path
     published: Published
     workers: int
     loop: asyncio.AbstractEventLoop
@@ -95,21 +101,30 @@ AppFactory = Callable[[Given], tuple[App, RsgiApp]]
 
 @dataclass(frozen=True, slots=True)
 class Inheritance:
-    """What a child gets from the supervisor. ready_fd: the write end of its pipe."""
+    """What a child gets from the supervisor. ready_fd: the write end of its pipe; node: 16 bytes that name this
+    gateway's life among all nodes.
+    """
 
     index: int
     workers: int
     core: int | None
     segment_fd: int
+    arena_fd: int
     ready_fd: int
     folder: Path
+    node: bytes
     listeners: Sequence[socket.socket]
     environ: Mapping[str, str]
 
     @property
     def descriptors(self) -> list[int]:
         """All descriptors the child must keep."""
-        return [self.segment_fd, self.ready_fd, *(listener.fileno() for listener in self.listeners)]
+        return [
+            self.segment_fd,
+            self.arena_fd,
+            self.ready_fd,
+            *(listener.fileno() for listener in self.listeners),
+        ]
 
 
 def gateway_app(given: Given) -> tuple[App, RsgiApp]:
@@ -118,6 +133,10 @@ def gateway_app(given: Given) -> tuple[App, RsgiApp]:
         given.segment,
         given.slot,
         given.published,
+        arena=given.arena,
+        generation=given.generation,
+        node=given.node,
+        folder=given.folder,
         workers=given.workers,
         loop=given.loop,
         clock=given.clock,
@@ -134,6 +153,7 @@ def run_worker(mine: Inheritance, app_factory: AppFactory = gateway_app) -> int:
     affinity.pin(() if mine.core is None else (mine.core,))
     affinity.batch()
     segment = Segment.attach(mine.segment_fd)
+    arena = Arena.attach(mine.arena_fd)
     published = store.read_current(mine.folder, segment)
     logs.set_level(published.config.log.level)
     tls = published.config.listen.tls
@@ -148,7 +168,11 @@ def run_worker(mine: Inheritance, app_factory: AppFactory = gateway_app) -> int:
     forward = Forward(mine.folder / CONTROL) if published.config.admin.on_api_port else None
     given = Given(
         segment,
+        arena,
         slot.index,
+        slot.generation,
+        mine.node,
+        mine.folder,
         published,
         mine.workers,
         loop,
@@ -205,6 +229,7 @@ class _Life:
         self._leave: asyncio.Future[bool] = loop.create_future()
 
     def run(self) -> None:
+        self._loop.run_until_complete(self._app.start())
         listen = self._published.config.listen
         tls = (listen.tls.cert, listen.tls.key) if listen.tls else None
         self._loop.add_signal_handler(signal.SIGTERM, self._told, False)

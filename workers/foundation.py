@@ -13,12 +13,16 @@ import os
 import socket
 from pathlib import Path
 
+import xxhash
+
+from ..cache.arena import Arena, ArenaGeometry
 from ..cache.layout import Geometry
 from ..cache.segment import NoRoom, Segment, process_start
-from ..gateway.config import MAX_BACKENDS, MAX_MODELS, Config, Published
+from ..gateway.config import MAX_BACKENDS, MAX_MODELS, Cache, Config, Published
 from . import rundir, store
 from .guard import Taken, guard
 from .listeners import listen_tcp, listen_unix
+from .room import memory_size
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +45,8 @@ class Foundation:
         self.control: socket.socket
         self.folder: Path
         self.segment: Segment
+        self.arena: Arena
+        self.node = os.urandom(16)
         self._owner: rundir.Owner
         self._published: Published
 
@@ -148,6 +154,7 @@ class Foundation:
         except OSError as fault:
             raise CannotStart(f"cannot write in {self.folder}: {fault.strerror}") from None
         self.segment.publish_generation(published.generation, digest)
+        self.arena = self._arena(config.cache, geometry.slots, path, config.listen.port)
 
     def _segment(self, geometry: Geometry, owner: rundir.Owner) -> Segment:
         try:
@@ -160,6 +167,46 @@ class Foundation:
             segment = Segment.create(None, geometry, owner_pid=owner.pid, owner_start=owner.start)
         self._undo.callback(segment.close)
         return segment
+
+    def _arena(self, cache: Cache, slots: int, path: Path, port: int) -> Arena:
+        """The memory of the cache: that of an earlier life where it is to be kept, else a new one."""
+        l1 = cache.l1
+        off = cache.mode == "off" and all(
+            model.cache is None for model in self._published.config.models.values()
+        )
+        size = 0 if off else memory_size(l1.size, rundir.base())
+        try:
+            shape = ArenaGeometry.of(size, l1.max_entry, slots)
+        except ValueError as fault:
+            raise CannotStart(f"cache.l1.size: {fault}") from None
+        kept: Path | None = rundir.kept_cache(rundir.base(), self._owner)
+        assert kept is not None
+        if not (l1.keep and size):
+            kept.unlink(missing_ok=True)  # of a time when it was to be kept
+            kept = None
+        digest = xxhash.xxh3_64_intdigest(f"{l1.max_entry}".encode())
+        arena = None
+        if kept is not None:
+            arena = Arena.adopt(str(kept), shape, digest)
+            if arena is not None:
+                log.info("cache_kept bytes=%d", shape.total_bytes)
+            else:
+                kept.unlink(missing_ok=True)
+        try:
+            if arena is None:
+                arena = Arena.create(str(kept or self.folder / "cache"), shape, digest)
+        except NoRoom as fault:
+            if l1.keep:
+                raise CannotStart(f"cache.l1: {fault}; lower `cache.l1.size`, or remove `keep`") from None
+            log.warning("cache_in_memory reason=%s", fault)
+            try:
+                arena = Arena.create(None, shape, digest)
+            except NoRoom as again:
+                raise CannotStart(f"cache.l1: {again}; lower `cache.l1.size`") from None
+        except OSError as fault:
+            raise CannotStart(f"cache.l1: cannot make its memory: {fault.strerror}") from None
+        self._undo.callback(arena.close)
+        return arena
 
     def _tcp(self, host: str, port: int, key: str) -> socket.socket:
         try:

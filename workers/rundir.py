@@ -118,6 +118,14 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def kept_cache(within: Path, owner: Owner) -> Path:
+    """Where a gateway keeps its cache between two lives: beside the run directories, named after configuration and
+    port.
+    """
+    name = hashlib.sha256(f"{owner.config}\n{owner.port}".encode()).hexdigest()[:16]
+    return within / f"penstock-cache-{os.getuid()}-{name}"
+
+
 def _prefix() -> str:
     return f"{_PREFIX}{os.getuid()}-"
 

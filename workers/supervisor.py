@@ -84,6 +84,7 @@ class Supervisor:
         self._base = Foundation.lay(self._config, self._source.path, len(self._workers))
         listen = self._config.listen
         log.info("supervisor_started address=%s:%d workers=%d", listen.host, listen.port, len(self._workers))
+        self._say_what_is_cached()
         try:
             with self._signals():
                 # what lives now is never looked at again, so that no child copies its pages
@@ -95,6 +96,18 @@ class Supervisor:
             self._base.remove()
         log.info("supervisor_ended status=%d", self._code)
         return self._code
+
+    def _say_what_is_cached(self) -> None:
+        cache = self._config.cache
+        text = {
+            "deterministic": "temperature 0, a seed, or an endpoint without sampling; ordinary sampling traffic is not",
+            "all": "every request, sampled ones too",
+            "opt_in": "requests that ask for it",
+            "off": "nothing",
+        }
+        l1_mib = self._base.arena.geometry.data_bytes >> 20
+        l2 = cache.l2.topology if cache.l2 is not None else "none"
+        log.info("cache_mode mode=%s l1_mib=%d l2=%s: cached is %s", cache.mode, l1_mib, l2, text[cache.mode])
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -157,6 +170,8 @@ class Supervisor:
             workers=len(self._workers),
             core=None if index is None else self._plan.workers[index],
             segment_fd=base.segment.fd,
+            arena_fd=base.arena.fd,
+            node=base.node,
             ready_fd=said,
             folder=base.folder,
             listeners=listeners,

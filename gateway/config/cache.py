@@ -20,7 +20,9 @@ class L1(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             "the cgroup's memory and 80 % of what is free in /dev/shm."
         ),
     ] = None
-    ttl_s: Annotated[Duration, Meta(description="How long an answer is kept here at most.")] = 300.0
+    ttl_s: Annotated[
+        Duration, Meta(description="How long an answer is kept here, unless its request says otherwise.")
+    ] = 300.0
     max_entry: Annotated[
         Annotated[int, sized(KIB, MAX_ENTRY)],
         Meta(description="A longer answer is not cached anywhere; at most 3.5 MiB."),
@@ -70,8 +72,8 @@ class L2(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Duration, Meta(description="How long an answer is kept there, give or take a tenth.")
     ] = 3600.0
     deadline_ms: Annotated[
-        float, Meta(gt=0, le=10_000, description="A look-up that takes longer counts as a miss.")
-    ] = 10.0
+        int, Meta(ge=1, le=10_000, description="A look-up that takes longer counts as a miss.")
+    ] = 10
     lease_ms: Annotated[
         int,
         Meta(

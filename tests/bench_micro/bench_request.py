@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from penstock.cache.arena import Arena, ArenaGeometry
 from penstock.cache.layout import Geometry
 from penstock.cache.segment import Segment
 from penstock.gateway.config import Published, load
@@ -61,7 +62,7 @@ class _Proto:
 
 
 @pytest.fixture
-async def app() -> AsyncIterator[App]:
+async def app(tmp_path: Path) -> AsyncIterator[App]:
     segment = Segment.create(None, Geometry(slots=2), owner_pid=1, owner_start=1)
     published = Published(
         config=load(_CONFIG, {}), indices={f"{MODEL}\n{_URL}": 0}, model_indices={MODEL: 0}, generation=1
@@ -70,6 +71,10 @@ async def app() -> AsyncIterator[App]:
         segment,
         0,
         published,
+        arena=Arena.create(None, ArenaGeometry.of(32 << 20, 1 << 16, 2), 0),
+        generation=1,
+        node=bytes(16),
+        folder=tmp_path,
         workers=1,
         loop=asyncio.get_running_loop(),
         clock=time.monotonic,

@@ -7,19 +7,24 @@ can look at the objects inside: tally, pools, tasks, what was handed to whom.
 import asyncio
 import logging
 import os
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
 import yaml
 
+from penstock.cache.arena import Arena, ArenaGeometry
 from penstock.cache.layout import Geometry
 from penstock.cache.rows import Tally
 from penstock.cache.segment import Segment, process_start
+from penstock.cache.slots import claim
 from penstock.gateway.config import Published, load
 from penstock.gateway.rsgi import App
 from penstock.gateway.worker import TICK_S, Worker
@@ -38,7 +43,12 @@ class DataPlane:
         start = process_start(os.getpid())
         assert start is not None
         self.port = free_port()
-        whole = {**config, "listen": {"host": "127.0.0.1", **config.get("listen", {}), "port": self.port}}
+        # a test that says nothing of the cache wants its requests to reach a backend
+        whole = {
+            "cache": {"mode": "off"},
+            **config,
+            "listen": {"host": "127.0.0.1", **config.get("listen", {}), "port": self.port},
+        }
         self.published = published(yaml.safe_dump(whole, sort_keys=False))
         self.segment = Segment.create(
             None,
@@ -50,10 +60,18 @@ class DataPlane:
         self.loop = uvloop.new_event_loop()
         self.trouble: list[str] = []
         self.loop.set_exception_handler(lambda _, context: self.trouble.append(repr(context)))
+        l1 = self.published.config.cache.l1
+        self.arena = Arena.create(None, ArenaGeometry.of(l1.size or 32 << 20, l1.max_entry, 2), 0)
+        self.folder = Path(tempfile.mkdtemp(prefix="penstock-test-flights-"))
+        self.slot = claim(self.segment, 0, os.getpid(), start)
         self.worker = Worker(
             self.segment,
             0,
             self.published,
+            arena=self.arena,
+            generation=self.slot.generation,
+            node=os.urandom(16),
+            folder=self.folder,
             workers=1,
             loop=self.loop,
             clock=time.monotonic,
@@ -92,9 +110,12 @@ class DataPlane:
             self._thread.join(10)
             self._listener.close()
             self.loop.close()
+            self.slot.release()
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
+        self.loop.run_until_complete(self.worker.start())
         self._host = serve(self.app, [self._listener], loop=self.loop)
         self._tick()
         self.loop.run_forever()

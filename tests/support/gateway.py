@@ -102,9 +102,8 @@ def _complete(config: dict[str, Any], base: dict[str, Any] | None = None) -> dic
         listen.setdefault("port", base["listen"]["port"])
         admin.setdefault("port", base["admin"]["port"])
     workers.setdefault("count", 1)
-    full.setdefault("cache", {}).setdefault("l1", {}).setdefault(
-        "size", "32MiB"
-    )  # not a quarter of the machine
+    # a test that says nothing of the cache wants its requests to reach a backend; L1 not a quarter of the machine
+    full.setdefault("cache", {"mode": "off"}).setdefault("l1", {}).setdefault("size", "32MiB")
     workers.setdefault("drain_delay_s", 0)  # nobody looks at /ready here before the listener closes
     return full
 

@@ -1,0 +1,169 @@
+"""What the gateway remembers: looks answers up, gives them again, and keeps new ones.
+
+A kept answer is given byte for byte as its server sent it, a stream in the same pieces. It touches no backend, no
+queue and no tally. What is stored where, and for how long, is the tiers' business (:mod:`penstock.cache.tiered`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..cache.digest import Key
+from ..cache.entry import Entry
+from ..cache.epoch import Scope
+from ..cache.l2 import Lease
+from ..cache.outcome import Outcome
+from ..cache.tiered import Tiers
+from .caching import Directives
+from .dialects import WORDS
+from .parse import Request
+from .record import Reader, Record, pack
+from .upstream.h1 import MAX_CUTS
+
+_Fields = list[tuple[str, str]]
+
+_NEAR, _FAR = Outcome.HIT_L1.value, Outcome.HIT_L2.value
+
+#: Scopes remembered: models and tenants.
+_SCOPES = 4096
+
+
+class Question:
+    """One cacheable request: its key, the epochs it was asked under, and what it says about caching."""
+
+    __slots__ = ("key", "request", "stamp", "wanted")
+
+    def __init__(self, key: Key, stamp: int, wanted: Directives, request: Request) -> None:
+        self.key = key
+        self.stamp = stamp
+        self.wanted = wanted
+        self.request = request
+
+    def choices(self) -> int:
+        """How many choices were asked for, at least: ``n`` for each prompt."""
+        fields = self.request.fields or {}
+        n, prompt = fields.get("n"), fields.get("prompt")
+        count = n if isinstance(n, int) else 1
+        if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
+            count *= len(prompt)
+        return count
+
+
+class Recall:
+    """One worker's memory of answers. ``now_ms`` is the wall clock."""
+
+    def __init__(self, tiers: Tiers, max_entry: int, now_ms: Callable[[], int]) -> None:
+        self.max_entry = max_entry
+        self.now_ms = now_ms
+        self.tiers = tiers
+        self._reader = Reader()
+        self._scopes: dict[tuple[str, str], Scope] = {}
+
+    def question(self, key: Key, model: str, tenant: str, wanted: Directives, request: Request) -> Question:
+        """The question that a key stands for, asked now: a flush from here on makes its answer worthless."""
+        scope = self._scopes.get((model, tenant))
+        if scope is None:
+            scope = self.tiers.epochs.scope(model, tenant)
+            if len(self._scopes) < _SCOPES:
+                self._scopes[(model, tenant)] = scope
+        return Question(key, self.tiers.epochs.stamp(scope, key), wanted, request)
+
+    def near(self, question: Question) -> Kept | None:
+        """What shared memory holds, if it is fresh enough for this question."""
+        now_ms = self.now_ms()
+        entry = self.tiers.near(question.key, question.stamp, now_ms)
+        return None if entry is None else self._kept(entry, question, now_ms, _NEAR)
+
+    @property
+    def reaches_far(self) -> bool:
+        """Whether it makes sense to ask Redis now."""
+        return self.tiers.reaches_far
+
+    async def far(self, question: Question) -> Kept | Lease:
+        """What Redis holds; else who is to ask upstream."""
+        found = await self.tiers.far(question.key, question.stamp, self.now_ms())
+        if isinstance(found, Lease):
+            return found
+        return self._kept(found, question, self.now_ms(), _FAR) or Lease.NONE
+
+    async def awaited(self, question: Question, until_s: float) -> Kept | Lease:
+        """The answer that another node is asking for, if it comes by then; else who has the lease."""
+        found = await self.tiers.awaited(question.key, question.stamp, self.now_ms, until_s)
+        if isinstance(found, Lease):
+            return found
+        return self._kept(found, question, self.now_ms(), _FAR) or Lease.NONE
+
+    def hold(self, question: Question) -> None:
+        """This node asks upstream: others wait for it as long as it takes."""
+        self.tiers.hold(question.key)
+
+    def _kept(self, entry: Entry, question: Question, now_ms: int, outcome: str) -> Kept | None:
+        age_ms = max(0, now_ms - entry.created_ms)
+        most_ms = question.wanted.max_age_ms
+        if most_ms is not None and age_ms > most_ms:
+            return None
+        try:
+            record = self._reader.read(entry)
+        except ValueError:  # verified bytes that another version of Penstock packed
+            return None
+        return Kept(record, age_ms // 1000, outcome)
+
+    def keep(
+        self,
+        question: Question,
+        status: int,
+        fields: _Fields,
+        body: bytes | bytearray,
+        cuts: Sequence[int] | None,
+    ) -> bool:
+        """Keep an answer that ended cleanly, if it may be kept; whether it was.
+
+        ``cuts``: where the pieces of a stream end; None for what is no stream.
+        """
+        if not 200 <= status < 300 or not question.wanted.write or len(body) > self.max_entry:
+            return False
+        words = WORDS[question.request.endpoint.dialect]
+        lengths: list[int] = []
+        if cuts is None:
+            if not words.may_keep_whole(bytes(body)):
+                return False
+        elif len(cuts) >= MAX_CUTS or not words.may_keep_stream(bytes(body), question.choices()):
+            return False
+        else:
+            ends = cuts if cuts and cuts[-1] == len(body) else [*cuts, len(body)]
+            lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        for name, value in fields:
+            if name == "cache-control" and "no-store" in value.lower():
+                return False
+        parts = pack(status, fields, bytes(body), lengths)
+        if sum(map(len, parts)) > self.max_entry:
+            return False
+        self.tiers.fill(question.key, question.stamp, self.now_ms(), question.wanted.ttl_ms, *parts)
+        return True
+
+    def give_up(self, question: Question) -> None:
+        """Nothing came of asking upstream: another node may try at once."""
+        self.tiers.give_up(question.key)
+
+
+class Kept:
+    """An answer that is given again.
+
+    ``age_s`` is for the field Age (RFC 9111 §5.1), ``outcome`` is a value of ``Outcome``.
+    """
+
+    __slots__ = ("age_s", "outcome", "record")
+
+    def __init__(self, record: Record, age_s: int, outcome: str) -> None:
+        self.record = record
+        self.age_s = age_s
+        self.outcome = outcome
+
+    def fields(self, request_id: str) -> _Fields:
+        """The fields of the answer to one client."""
+        return [
+            *self.record.fields,
+            ("x-request-id", request_id),
+            ("x-penstock-cache", self.outcome),
+            ("age", str(self.age_s)),
+        ]

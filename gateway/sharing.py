@@ -1,0 +1,242 @@
+"""One upstream call for all who ask the same at the same time, in this worker and in the others.
+
+The first to ask leads: its task asks upstream, and goes on even when its own client has left, as long as somebody
+else waits for the answer. Everybody else follows, from this worker's memory or over the leader's socket. Who finds
+its leader gone before the answer began starts again: it looks whether the answer is kept by now, and one of those
+who were left leads (the mark in shared memory decides which).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from time import perf_counter_ns
+
+from ..cache.l2 import Lease
+from ..cache.marks import Claim
+from ..cache.outcome import Outcome
+from .admission import Admission
+from .answer import Answering, mine
+from .dispatch import Dispatch, Errand, Sent
+from .endpoints import Endpoint
+from .errors import Fault
+from .fleet import Model
+from .flight import Flight
+from .flights import Flights
+from .life import Life
+from .metrics import FLIGHTS, Metrics
+from .raw import ClientGone, Out, RawRequest
+from .recall import Kept, Question, Recall
+from .respond import is_event_stream
+from .ticket import Head, LeaderLost, Ticket
+
+_MISSED, _JOINED = Outcome.MISS.value, Outcome.COALESCED.value
+_MISS = (("x-penstock-cache", _MISSED),)
+_COALESCED = ("x-penstock-cache", _JOINED)
+
+#: Turns of the loop that a mark is tried for while another process writes beside it (microseconds each).
+_BUSY_TURNS = 20
+#: Leaders that may be lost under one request before it asks upstream by itself.
+_LOST_LEADERS = 8
+
+
+class Sharing:
+    """One worker's part in it. ``lease_s``: how long a stream waits for another node; ``clock`` is L2's."""
+
+    def __init__(
+        self,
+        flights: Flights,
+        recall: Recall,
+        admission: Admission,
+        dispatch: Dispatch,
+        answering: Answering,
+        metrics: Metrics,
+        *,
+        lease_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.lease_s = lease_s
+        self._clock = clock
+        self._flights = flights
+        self._recall = recall
+        self._admission = admission
+        self._dispatch = dispatch
+        self._answering = answering
+        self._metrics = metrics
+
+    async def fly(self, question: Question, errand: Errand, lease: Lease, out: Out, life: Life) -> None:
+        """Answer a question that is not kept: by asking upstream, or with the answer that somebody is asking for."""
+        key = question.key
+        busy = lost = 0
+        while lost < _LOST_LEADERS and busy < _BUSY_TURNS:
+            flight = self._flights.get(key)
+            if flight is not None:
+                ticket: Ticket = flight.join()
+            else:
+                claim = self._flights.claim(key, _deadline_s(errand.model))
+                if claim is Claim.LED:
+                    await self._lead(self._flights.open(key), question, errand, lease, out, life)
+                    return
+                if claim is Claim.BUSY:
+                    busy += 1
+                    await asyncio.sleep(0)
+                    continue
+                if claim is Claim.FULL:
+                    break
+                ticket = self._flights.remote(claim, key)
+            try:
+                await self._follow(ticket, errand, out, life)
+                return
+            except LeaderLost:
+                lost += 1
+                self._metrics.count(FLIGHTS, "lost")
+            kept = self._recall.near(question)
+            if kept is not None:
+                await self.give(kept, errand.endpoint, errand.raw, out, life)
+                return
+        await self.alone(question, errand, lease, out, life)
+
+    async def alone(self, question: Question, errand: Errand, lease: Lease, out: Out, life: Life) -> None:
+        """Ask upstream for this request alone, and keep the answer."""
+        await self._lead(self._flights.private(question.key), question, errand, lease, out, life)
+
+    async def give(self, kept: Kept, endpoint: Endpoint, raw: RawRequest, out: Out, life: Life) -> None:
+        """Give an answer that is kept."""
+        life.cache = kept.outcome
+        await self._answering.again(endpoint.dialect, kept.record, kept.fields(raw.request_id), out, life)
+
+    # ---- leading
+
+    async def _lead(
+        self, flight: Flight, question: Question, errand: Errand, lease: Lease, out: Out, life: Life
+    ) -> None:
+        kept: Kept | None = None
+        stored = False
+        deadline_s = _deadline_s(errand.model)
+        try:
+            if question.wanted.shared:
+                # somebody may have led, kept the answer and let go between our look and our claim
+                kept = self._recall.near(question)
+                if kept is None and lease is Lease.OTHER:
+                    # a stream is begun by oneself rather than waited for to its end
+                    patience_s = self.lease_s if question.request.stream else deadline_s
+                    found = await self._recall.awaited(question, self._clock() + patience_s)
+                    if isinstance(found, Lease):
+                        lease = found
+                    else:
+                        kept = found
+            if kept is None:
+                if lease is Lease.MINE:
+                    self._recall.hold(question)
+                self._metrics.count(FLIGHTS, "led")
+                life.cache = _MISSED
+                life.flight = flight
+                flight.on_last_left = life.abandon
+                stored = await self._ask(flight, question, errand, out, life)
+        except Fault as fault:
+            flight.fail(fault)
+            raise
+        finally:
+            life.flight = None
+            self._flights.close(flight)
+            if lease is Lease.MINE and not stored:
+                self._recall.give_up(question)
+        if kept is not None:
+            await self.give(kept, errand.endpoint, errand.raw, out, life)
+
+    async def _ask(self, flight: Flight, question: Question, errand: Errand, out: Out, life: Life) -> bool:
+        """Admit, choose, lease, ask, and share what comes; whether it was kept."""
+        model = errand.model
+        if not self._admission.try_enter(model):
+            await self._admission.queue(model, life)
+        try:
+            if question.request.stream:
+                errand.cuts = []
+            sent = await self._dispatch.send(errand, life)
+            try:
+                fields, media = self._answering.fields(sent)
+                head = Head(sent.call.status, fields, media, None)
+                if 200 <= head.status < 300 and is_event_stream(media):
+                    return await self._share_stream(flight, question, errand, sent, head, out, life)
+                return await self._share_whole(flight, question, errand, sent, head, out, life)
+            finally:
+                sent.end()
+        finally:
+            self._admission.leave(model)
+
+    async def _share_whole(
+        self, flight: Flight, question: Question, errand: Errand, sent: Sent, head: Head, out: Out, life: Life
+    ) -> bool:
+        call, account = sent.call, None
+        try:
+            if call.complete:
+                head.body = call.body
+            else:
+                account = self._answering.account(call)
+                head.body = await self._answering.gather(call, account)
+            body = head.body
+            # kept before anybody is told: who asks again on seeing the answer finds it
+            stored = self._recall.keep(question, head.status, head.headers, body, None)
+            flight.respond(head)
+            if life.left:
+                raise ClientGone
+            fields = [*head.headers, *mine(errand.raw, sent, _MISS)]
+            await self._answering.whole(head.status, fields, body, out, life)
+        finally:
+            if account is not None:
+                account.release()
+        return stored
+
+    async def _share_stream(
+        self, flight: Flight, question: Question, errand: Errand, sent: Sent, head: Head, out: Out, life: Life
+    ) -> bool:
+        flight.begin(head, sent.call)
+        try:
+            if life.left:
+                raise ClientGone
+            fields = [*head.headers, *mine(errand.raw, sent, _MISS)]
+            dialect = errand.endpoint.dialect
+            await self._answering.stream(dialect, flight.lead(), head.status, fields, out, life)
+        except (Fault, ClientGone):
+            if flight.leave_leader():  # its own client is gone, others want the rest
+                await self._finish(flight, question, errand, head)
+            raise
+        return await self._finish(flight, question, errand, head)
+
+    async def _finish(self, flight: Flight, question: Question, errand: Errand, head: Head) -> bool:
+        """Wait for the stream's end, and keep it; whether it was kept."""
+        if await flight.finished is not None:
+            return False
+        pieces, cuts = flight.pieces, errand.cuts
+        if pieces is None:
+            return False
+        if not cuts:  # no chunks: cut where the reads were
+            cuts = list(itertools.accumulate(map(len, pieces)))
+        return self._recall.keep(question, head.status, head.headers, b"".join(pieces), cuts)
+
+    # ---- following
+
+    async def _follow(self, ticket: Ticket, errand: Errand, out: Out, life: Life) -> None:
+        """Answer with what somebody else is told, a fault too; raises :class:`LeaderLost` when nobody is."""
+        life.cache = _JOINED
+        waited = perf_counter_ns()
+        try:
+            try:
+                head = await ticket.head()
+            finally:
+                life.upstream_ns += perf_counter_ns() - waited
+            self._metrics.count(FLIGHTS, "followed")
+            fields = [*head.headers, ("x-request-id", errand.raw.request_id), _COALESCED]
+            if head.body is not None:
+                await self._answering.whole(head.status, fields, head.body, out, life)
+            else:
+                await self._answering.stream(errand.endpoint.dialect, ticket, head.status, fields, out, life)
+        finally:
+            ticket.abort()
+
+
+def _deadline_s(model: Model) -> float:
+    """By when an answer has begun, or never will."""
+    limits = model.timeouts
+    return model.queue_timeout_s + limits.connect_s + limits.first_byte_s
