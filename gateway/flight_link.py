@@ -139,6 +139,11 @@ class Served(asyncio.Protocol):
             self._member = None
         self._over(self)
 
+    @property
+    def unsent_bytes(self) -> int:
+        """What waits here to be taken by the socket."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
     def drop(self) -> None:
         """End the connection now; what is not sent is lost."""
         if self._transport is not None:

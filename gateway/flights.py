@@ -48,7 +48,7 @@ class Flights:
     """What one worker's requests share. ``limit_bytes``: how much of an answer is kept for late joiners.
 
     ``gather_bytes`` is the longest whole answer taken from another worker. ``clock_ns`` is CLOCK_MONOTONIC, which all
-    workers share. ``try_hold`` and ``release`` count bytes of the node's memory.
+    workers share. ``try_hold`` and ``release`` count bytes of the node's memory. ``path`` is this worker's socket.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Flights:
         self._segment = segment
         self._slot = slot
         self._generation = generation & 0xFFFF_FFFF
-        self._folder = folder
+        self.folder = folder
         self._loop = loop
         self._clock_ns = clock_ns
         self._terms = Terms(loop, limit_bytes, try_hold, release, self._forget)
@@ -79,7 +79,7 @@ class Flights:
         self._carried: dict[Carried, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.AbstractServer | None = None
-        self._path = self._path_of(slot, self._generation)
+        self.path = self._path_of(slot, self._generation)
         self._served_all: asyncio.Future[None] | None = None
         self._next_s = 0.0
 
@@ -201,7 +201,7 @@ class Flights:
         task.add_done_callback(self._tasks.discard)
 
     def _path_of(self, slot: int, generation: int) -> Path:
-        return self._folder / f"flight-{slot}-{generation}.sock"
+        return self.folder / f"flight-{slot}-{generation}.sock"
 
     # ---- leading
 
@@ -212,7 +212,7 @@ class Flights:
 
     async def start(self) -> None:
         """Listen for followers, and remove what dead workers left. Without a socket others ask for themselves."""
-        for path in self._folder.glob("flight-*.sock"):
+        for path in self.folder.glob("flight-*.sock"):
             match = _NAME.fullmatch(path.name)
             if match and not alive(self._segment, int(match[1]), int(match[2])):
                 path.unlink(missing_ok=True)
@@ -225,13 +225,13 @@ class Flights:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             os.fchmod(listener.fileno(), 0o600)  # before bind, which makes the file with these rights
-            self._path.unlink(missing_ok=True)
-            listener.bind(os.fspath(self._path))
+            self.path.unlink(missing_ok=True)
+            listener.bind(os.fspath(self.path))
             listener.listen(_BACKLOG)
             self._server = await self._loop.create_unix_server(self._serve, sock=listener)
         except OSError as error:
             listener.close()
-            log.warning("flights_unheard path=%s cause=%s", self._path, error)
+            log.warning("flights_unheard path=%s cause=%s", self.path, error)
 
     def _serve(self) -> Served:
         served = Served(self._led, self._left, self._loop.time())
@@ -253,7 +253,7 @@ class Flights:
             self._server.close()
             self._server = None
         with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
         for task in list(self._tasks):
             task.cancel()
         for carried in list(self._carried):
@@ -289,7 +289,7 @@ class Flights:
             elif self._hangs(served.peer):
                 log.warning("flight_follower_hangs slot=%d", served.peer[0])
                 served.drop()
-        if self._server is not None and not self._path.exists() and self._folder.exists():
+        if self._server is not None and not self.path.exists() and self.folder.exists():
             self._run(self._listen())
 
     def _hangs(self, peer: tuple[int, int]) -> bool:
