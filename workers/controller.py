@@ -1,4 +1,4 @@
-"""The controller: probes, sweeps, reloads, and the admin port. Never on a request's path.
+"""The controller: probes, sweeps, reloads, other nodes' flushes, and the admin port. Never on a request's path.
 
 Strategy: one process that keeps nothing of its own: verdicts are in the backend table, the configuration in its
 file, counts in the segment. Kill it, and the next goes on where it was. It is the only writer of the backend table
@@ -17,16 +17,21 @@ import time
 
 import uvloop
 
+from ..cache.arena import Arena
 from ..cache.rows import CounterRow
 from ..cache.segment import Segment, process_start
 from ..cache.slots import claim, sweep
 from ..cache.table import BackendTable
 from ..gateway.config import ConfigError, Published
+from ..gateway.memory import redis_settings
 from ..gateway.metrics import Metrics
 from . import admin, affinity, logs, scrape, store
 from .answer import Answer
 from .boot import READY, RELOADED, Inheritance, settle_memory
+from .cache_admin import CacheAdmin
+from .cache_stats import CacheStats
 from .host import serve
+from .invalidation import Invalidation
 from .probes import Prober
 from .question import Question
 from .source import Source
@@ -42,6 +47,7 @@ def run_controller(mine: Inheritance, source: Source, cores: tuple[int, ...]) ->
     logs.set_role("controller")
     affinity.pin(cores)
     segment = Segment.attach(mine.segment_fd)
+    arena = Arena.attach(mine.arena_fd)
     published = store.read_current(mine.folder, segment)
     logs.set_level(published.config.log.level)
     pid = os.getpid()
@@ -50,7 +56,7 @@ def run_controller(mine: Inheritance, source: Source, cores: tuple[int, ...]) ->
     slot = claim(segment, segment.geometry.controller, pid, start)
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    loop.run_until_complete(Controller(mine, source, segment, published).run())
+    loop.run_until_complete(Controller(mine, source, segment, arena, published).run())
     slot.release()
     return 0
 
@@ -58,7 +64,9 @@ def run_controller(mine: Inheritance, source: Source, cores: tuple[int, ...]) ->
 class Controller:
     """Needs a running loop."""
 
-    def __init__(self, mine: Inheritance, source: Source, segment: Segment, published: Published) -> None:
+    def __init__(
+        self, mine: Inheritance, source: Source, segment: Segment, arena: Arena, published: Published
+    ) -> None:
         self._mine = mine
         self._source = source
         self._segment = segment
@@ -66,6 +74,18 @@ class Controller:
         self._metrics = Metrics(CounterRow(segment, segment.geometry.controller))
         self._prober = Prober(BackendTable(segment), mine.environ, time.monotonic_ns, self._probed)
         self._status = Status(segment, lambda: self._published, self._prober.health_of)
+        l2 = published.config.cache.l2
+        self._invalidation = Invalidation(
+            arena.epochs,
+            redis_settings(l2, mine.environ) if l2 is not None else None,
+            l2.prefix if l2 is not None else "",
+            clock=time.monotonic,
+            random=os.urandom,
+        )
+        self._cache_stats = CacheStats(segment, arena, self._invalidation, lambda: self._published)
+        self._cache = CacheAdmin(
+            arena, self._invalidation, lambda: self._published, lambda: time.time_ns() // 1_000_000
+        )
         self._reload = asyncio.Event()
         self._leave = asyncio.Event()
 
@@ -81,7 +101,8 @@ class Controller:
         settle_memory()
         os.write(self._mine.ready_fd, READY)
         log.info("controller_ready generation=%d", self._published.generation)
-        tasks = [loop.create_task(work()) for work in (self._sweeping, self._probing, self._reloading)]
+        work = (self._sweeping, self._probing, self._reloading, self._invalidation.run)
+        tasks = [loop.create_task(one()) for one in work]
         leaving = loop.create_task(self._leave.wait())
         await asyncio.wait([leaving, *tasks], return_when=asyncio.FIRST_COMPLETED)
         host.stop()
@@ -96,16 +117,23 @@ class Controller:
             admin.HEALTH: {"GET": self._alive},
             admin.METRICS: {"GET": self._scraped},
             admin.STATUS: {"GET": self._told},
+            admin.CACHE_STATS: {"GET": self._counted},
+            admin.CACHE_FLUSH: {"POST": self._cache.flush},
+            admin.CACHE_ENTRIES: {"GET": self._cache.entry},
         }
 
     async def _alive(self, _: Question) -> Answer:
         return Answer(b'{"status":"ok"}')
 
     async def _scraped(self, _: Question) -> Answer:
-        return Answer(scrape.render(self._segment, self._status.metrics()), scrape.CONTENT_TYPE)
+        own = [*self._status.metrics(), *self._cache_stats.metrics()]
+        return Answer(scrape.render(self._segment, own), scrape.CONTENT_TYPE)
 
     async def _told(self, _: Question) -> Answer:
         return Answer(self._status.status())
+
+    async def _counted(self, _: Question) -> Answer:
+        return Answer.of(self._cache_stats.report())
 
     async def _sweeping(self) -> None:
         while True:

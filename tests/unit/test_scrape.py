@@ -33,8 +33,8 @@ def _get(segment: Segment, name: str, **labels: str) -> float | None:
 
 def test_counters_of_all_rows_are_added_up(segment: Segment) -> None:
     for row in (0, 1, 2):
-        Metrics(CounterRow(segment, row)).count(REQUESTS, "m", "/v1/chat/completions", "200", n=5)
-    labels = {"model": "m", "endpoint": "/v1/chat/completions", "status": "200"}
+        Metrics(CounterRow(segment, row)).count(REQUESTS, "m", "/v1/chat/completions", "200", "MISS", n=5)
+    labels = {"model": "m", "endpoint": "/v1/chat/completions", "status": "200", "cache": "MISS"}
     assert _get(segment, "penstock_requests_total", **labels) == 15
 
 
