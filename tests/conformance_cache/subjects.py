@@ -25,7 +25,7 @@ def _subjects() -> list[Subject]:
         # A cache that looks at a part of the key alone takes each of these for the first. Ten bytes of it are enough
         # places: the tag, the home and the set of L1's index come from the first five, stripes from the last two.
         keys = [key, *(_twin(key, at) for at in ((3, 4, 5), (6, 12, 20), (28, 29, 30))[number % 3])]
-        found += [Subject(model, tenant, k) for k in keys]
+        found += [Subject(f"{model}/{tenant}/{i}", model, tenant, k) for i, k in enumerate(keys)]
     return found
 
 

@@ -10,11 +10,15 @@ from penstock.cache.digest import Key
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What an answer is about."""
+    """What an answer is about. name: for people."""
 
+    name: str
     model: str
     tenant: str
     key: Key
+
+    def __repr__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True, slots=True)
