@@ -148,7 +148,7 @@ class DataPlane:
             models = self.worker.fleet.models
             return {
                 "requests": self.worker.inflight,
-                "waiting": self.worker.pipeline.admission.waiting,
+                "waiting": self.worker.admission.waiting,
                 "calls": sum(backend.pool.active for backend in backends),
                 "inflight": sum(self.tally.inflight(backend.index) for backend in backends),
                 "running": sum(self.tally.running(model.index) for model in models),
