@@ -43,7 +43,7 @@ class Answer(Reply):
             self._at = len(self.body)
 
 
-def question(n: object = 0, **more: Any) -> dict[str, Any]:
+def question(n: object = 0, /, **more: Any) -> dict[str, Any]:
     """The n-th chat, the same for equal arguments; cacheable in every mode but `off` and `opt_in`."""
     said = {"role": "user", "content": f"Question {n}: how high is the tower?"}
     return {"model": "m", "messages": [said], "max_tokens": 8, "temperature": 0, **more}
