@@ -65,6 +65,8 @@ def directives(raw: RawRequest, fields: dict[str, Any] | None) -> Directives:
         _ttl(made, int(text))
     if wish is not None:
         _body(made, wish)
+    if made.ttl_ms == 0:
+        made.write = False
     return made
 
 
@@ -138,8 +140,6 @@ def _ttl(made: Directives, seconds: float) -> None:
     """The last word counts; a life of 0 is none."""
     made.opted_in = True
     made.ttl_ms = math.ceil(seconds * 1000)
-    if made.ttl_ms == 0:
-        made.write = False
 
 
 def _max_age(made: Directives, seconds: float) -> None:
