@@ -191,13 +191,14 @@ class Sharing:
     async def _share_stream(
         self, flight: Flight, question: Question, errand: Errand, sent: Sent, head: Head, out: Out, life: Life
     ) -> bool:
+        place = flight.lead()  # taken first: what has come already may be too long for anybody to join
         flight.begin(head, sent.call)
         try:
             if life.left:
                 raise ClientGone
             fields = [*head.headers, *mine(errand.raw, sent, _MISS)]
             dialect = errand.endpoint.dialect
-            await self._answering.stream(dialect, flight.lead(), head.status, fields, out, life)
+            await self._answering.stream(dialect, place, head.status, fields, out, life)
         except (Fault, ClientGone):
             if flight.leave_leader():  # its own client is gone, others want the rest
                 await self._finish(flight, question, errand, head)

@@ -11,8 +11,8 @@ import pytest
 from penstock.gateway.endpoints import Endpoint
 from penstock.gateway.raw import Out, RawRequest
 
-from ..support.lines import CHAT, Answer, Line, ask, calls, question
 from ..support.dataplane import DataPlane, data_plane, published
+from ..support.lines import CHAT, Answer, Line, ask, calls, question
 from ..support.sim import Simulator, simulator
 from ..unit.requests import SMALLEST
 
@@ -97,9 +97,7 @@ def test_order_white_space_and_escapes_do_not(plane: DataPlane) -> None:
     turned = {name: body[name] for name in reversed(body)}
     turned["messages"] = [{name: m[name] for name in reversed(m)} for m in body["messages"]]
     spaced = msgspec.json.format(msgspec.json.encode(turned), indent=3)
-    escaped = spaced.replace("größer".encode(), rb"gr\u00f6\u00dfer").replace(
-        "🗼".encode(), rb"\ud83d\uddfc"
-    )
+    escaped = spaced.replace("größer".encode(), rb"gr\u00f6\u00dfer").replace("🗼".encode(), rb"\ud83d\uddfc")
     assert escaped != spaced
     slashed = msgspec.json.encode(body).replace(b'"model"', rb'"\u006dodel"')
     for variant in (msgspec.json.encode(turned), spaced, escaped, slashed):
