@@ -24,7 +24,7 @@ from .values import expiry_of, fault_in, key_named, value_of
 from .world import Life, World
 
 GEOMETRY = ArenaGeometry(slots=4, max_entry_bytes=1800, sets=8, segments=6, segment_bytes=4096)
-VICTIM, BEFORE, OTHER = 0, 1, 2
+VICTIM, BEFORE, OTHER = 0, 1, 1  # slots; who is beside the victim may have followed on who was before it
 BIG = 900  # four fit into a segment
 SMALL = 300
 TINY = 1
@@ -456,6 +456,12 @@ SCENARIOS = (
         "a segment that was given up", before=_unfinished, left=True, then=lambda h: h.puts(range(50, 53))
     ),
     Scenario("a worker beside it", beside=(_unfinished,), then=lambda h: h.puts(range(50, 53))),
+    Scenario(
+        "a dead worker's successor goes on",
+        before=_unfinished,
+        beside=(_some,),
+        then=lambda h: h.puts(range(50, 53)),
+    ),
     Scenario("the lock is not got", locked=True, then=lambda h: h.put(50)),
     Scenario(
         "others have all segments",

@@ -20,7 +20,7 @@ from penstock.cache.epoch import Epochs, Scope
 from penstock.cache.l1 import L1
 from penstock.cache.layout import CELL_BYTES, Geometry
 from penstock.cache.segment import Segment, process_start
-from penstock.cache.slots import Slot, claim, read_slot, sweep
+from penstock.cache.slots import Slot, alive, claim, sweep
 
 from .values import expiry_of, key_named, value_of
 
@@ -100,10 +100,6 @@ class World:
         arena = Arena.attach(self.arena.fd)
         claimed = claim(control, slot, os.getpid(), process_start(os.getpid()) or 0)
 
-        def alive(index: int, generation: int) -> bool:
-            info = read_slot(control, index)
-            return info.alive and info.generation == generation
-
         owner = (claimed.index, claimed.generation) if writes else None
 
         def free() -> None:
@@ -111,7 +107,7 @@ class World:
             if apart:
                 control.close()
 
-        return Life(free, arena, claimed, L1(arena, owner, alive))
+        return Life(free, arena, claimed, L1(arena, owner, functools.partial(alive, control)))
 
     def sweep(self) -> None:
         """What the supervisor does for dead workers."""
