@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +99,8 @@ class Rig:
     streams: int
     idle_clients: int
     book: Book
+    #: of the keys drawn; another one each time, so that no round asks what an earlier one asked
+    seed: int = field(default_factory=time.time_ns)
 
     def gateway(
         self, name: str = "gateway", level: str = "INFO", *, model: str | None = None, concurrent: int = 1100
@@ -121,14 +124,28 @@ class Rig:
         return gateway
 
     def measure(
-        self, scenario: str, subject: Subject, number: int, body: bytes, model: str, connections: int = 64
+        self,
+        scenario: str,
+        subject: Subject,
+        number: int,
+        body: bytes,
+        model: str,
+        connections: int = 64,
+        keys: int | None = None,
     ) -> Load:
-        """Load one subject for one round and enter the sample; for a gateway its own count must agree."""
+        """Load one subject for one round and enter the sample; for a gateway its own count must agree.
+
+        ``keys``: how many different bodies there are, see :meth:`penstock.loadtests.bench.rig.wrk.Wrk.of_keys`.
+        """
         url = subject.url(model)
         counted = subject.settled() if isinstance(subject, Gateway) else 0
         others = subject.others_cpu_s() if isinstance(subject, Gateway) else 0.0
         cpu = subject.cpu_s()
-        load = self.wrk.run(url, body, connections=connections, seconds=self.seconds)
+        if keys is None:
+            load = self.wrk.run(url, body, connections=connections, seconds=self.seconds)
+        else:
+            self.seed += 1
+            load = self.wrk.of_keys(url, body, keys, self.seed, connections=connections, seconds=self.seconds)
         used = subject.cpu_s() - cpu
         figures = {**load.as_dict(), "rss_kib": subject.rss_kib()}
         figures["cpu_us"] = round(used * 1e6 / max(1, load.requests), 2)
@@ -150,14 +167,26 @@ class Rig:
             )
 
     def alternate(
-        self, scenario: str, subjects: Sequence[Subject], body: bytes, model: str, connections: int = 64
+        self,
+        scenario: str,
+        subjects: Sequence[Subject],
+        body: bytes,
+        model: str,
+        connections: int = 64,
+        keys: int | None = None,
     ) -> None:
         """Measure all subjects in every round, forwards and backwards by turns, after a short warm-up of each."""
         for subject in subjects:
-            self.wrk.run(subject.url(model), body, connections=connections, seconds=1)
+            if keys is None:
+                self.wrk.run(subject.url(model), body, connections=connections, seconds=1)
+            else:
+                self.seed += 1
+                self.wrk.of_keys(
+                    subject.url(model), body, keys, self.seed, connections=connections, seconds=1
+                )
         for number in range(self.rounds):
             for subject in subjects if number % 2 == 0 else list(reversed(subjects)):
-                self.measure(scenario, subject, number, body, model, connections)
+                self.measure(scenario, subject, number, body, model, connections, keys)
 
     def check_replies(self, scenario: str, gateway: Gateway, body: bytes, model: str) -> None:
         """Look at the replies themselves, apart from any timing: x-request-id on each, and an exact count."""

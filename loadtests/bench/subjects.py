@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -101,8 +103,8 @@ class Echo:
         self._child.until(lambda: answers(self._port), "listening")
 
     def url(self, model: str) -> str:
-        """Return the one URL; the model is not looked at."""
-        return _url(self._port)
+        """Return the URL whose replies have the size of that model's."""
+        return f"http://127.0.0.1:{self._port}/{model}" if model in payload.SIZED else _url(self._port)
 
     def cpu_s(self) -> float:
         """Return the processor time of server and worker."""
@@ -137,7 +139,7 @@ class Gateway:
     ) -> None:
         self.name = name
         self._port, self._admin_port = free_port(), free_port()
-        cores = list(cores)
+        self._cores = cores = list(cores)
         config = {
             # less than the default, so that 5,000 streams fit into 20,000 descriptors
             "listen": {"host": "127.0.0.1", "port": self._port, "max_connections": 12_000},
@@ -159,6 +161,18 @@ class Gateway:
         self._child.until(lambda: answers(self._admin_port, "/metrics"), "metrics on the admin port")
         self._child.until(lambda: len(self._pinned(cores)) == len(cores), "a worker pinned to each core")
         self.workers = self._pinned(cores)
+
+    def renew_workers(self) -> None:
+        """Kill the workers and wait for their successors: what these know of the cache is what is in the segment."""
+        gone = self.workers
+        for pid in gone:
+            os.kill(pid, signal.SIGKILL)
+        self._child.until(
+            lambda: len(pids := self._pinned(self._cores)) == len(gone) and not set(pids) & set(gone),
+            "new workers",
+        )
+        self._child.until(lambda: answers(self._port, "/ready"), "ready")
+        self.workers = self._pinned(self._cores)
 
     def _pinned(self, cores: list[int]) -> list[int]:
         machine = affinity(self._child.pid)

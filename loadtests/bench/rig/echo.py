@@ -1,4 +1,6 @@
-"""Bare Granian: reads the body, answers 640 bytes. The ceiling every figure of the gateway is a fraction of.
+"""Bare Granian: reads the body, answers 640 bytes, or as many as a cached answer of the path's model has.
+
+The ceiling every figure of the gateway is a fraction of.
 
 It runs under Granian's own server (``granian --interface rsgi``) with the settings the gateway's host uses, and
 knows nothing of the gateway.
@@ -8,9 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .payload import completion
+from .payload import SIZED, completion, sized_completion
 
 _REPLY = completion()
+_SIZED = {f"/{model}": sized_completion(model) for model in SIZED}
 _HEADERS = [("content-type", "application/json"), ("x-request-id", "echo")]
 
 
@@ -19,4 +22,4 @@ async def app(scope: Any, proto: Any) -> None:
     if scope.proto != "http":
         return
     await proto()
-    proto.response_bytes(200, _HEADERS, _REPLY)
+    proto.response_bytes(200, _HEADERS, _SIZED.get(scope.path, _REPLY))

@@ -14,6 +14,8 @@ STREAM_MODEL = "bench-stream"
 PACED_MODEL = "bench-paced"
 CHAT_PATH = "/v1/chat/completions"
 STREAM_EVENTS = 33
+#: Models whose replies have these sizes in bytes; the smallest is the completion itself.
+SIZED = {"bench-600": 0, "bench-8k": 8 << 10, "bench-64k": 64 << 10}
 
 _SYSTEM = (
     "You are the assistant of a hydroelectric plant. Answer operators briefly, name the unit of every figure, and "
@@ -60,6 +62,14 @@ def completion() -> bytes:
             "usage": {"prompt_tokens": 131, "completion_tokens": 77, "total_tokens": 208},
         }
     ).encode()
+
+
+def sized_completion(model: str) -> bytes:
+    """Return the completion, its text made longer until the whole has the size of that model's replies."""
+    reply = json.loads(completion())
+    message = reply["choices"][0]["message"]
+    message["content"] += "x" * max(0, SIZED[model] - len(completion()))
+    return json.dumps(reply).encode()
 
 
 def stream_event(delta: dict[str, str], finish: str | None = None, model: str = STREAM_MODEL) -> bytes:

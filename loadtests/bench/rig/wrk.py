@@ -16,10 +16,37 @@ from pathlib import Path
 
 from .process import RigError
 
+#: Stands in a body where the number of a key goes.
+KEY = "@key@"
+
 _REQUEST = """\
 wrk.method = "POST"
 wrk.headers["content-type"] = "application/json"
 wrk.body = [==[{body}]==]
+"""
+_OF_KEYS = """\
+wrk.method = "POST"
+wrk.headers["content-type"] = "application/json"
+local requests = {{}}
+function init(args)
+  math.randomseed({seed})
+  for i = 1, {keys} do
+    requests[i] = wrk.format(nil, nil, nil, [==[{before}]==] .. (i - 1) .. [==[{after}]==])
+  end
+end
+function request() return requests[math.random({keys})] end
+"""
+_OF_NEW_KEYS = """\
+wrk.method = "POST"
+wrk.headers["content-type"] = "application/json"
+local number, mine
+local threads = 0
+function setup(thread) thread:set("id", threads); threads = threads + 1 end
+function init(args) number = 0; mine = "{seed}-" .. id .. "-" end
+function request()
+  number = number + 1
+  return wrk.format(nil, nil, nil, [==[{before}]==] .. mine .. number .. [==[{after}]==])
+end
 """
 _DONE = """\
 done = function(summary, latency, requests)
@@ -93,6 +120,17 @@ class Wrk:
         found = self._wrk(url, body, _DONE, connections, seconds)
         return Load(**found)
 
+    def of_keys(
+        self, url: str, body: bytes, keys: int, seed: int, *, connections: int = 64, seconds: float = 2.0
+    ) -> Load:
+        """Load ``url`` with bodies in which :data:`KEY` is one of ``keys`` numbers, drawn at random; 0: a new one
+        each time.
+        """
+        before, after = body.decode().split(KEY)
+        kind = _OF_KEYS if keys else _OF_NEW_KEYS
+        script = kind.format(seed=seed, keys=keys, before=before, after=after) + _DONE
+        return Load(**self._script(url, script, connections, seconds))
+
     def verify(
         self, url: str, body: bytes, *, connections: int = 64, seconds: float = 1.0
     ) -> tuple[int, int]:
@@ -101,8 +139,11 @@ class Wrk:
         return found["checked"], found["missing"]
 
     def _wrk(self, url: str, body: bytes, hooks: str, connections: int, seconds: float) -> dict[str, int]:
+        return self._script(url, _REQUEST.replace("{body}", body.decode()) + hooks, connections, seconds)
+
+    def _script(self, url: str, text: str, connections: int, seconds: float) -> dict[str, int]:
         script = self._folder / "wrk.lua"
-        script.write_text(_REQUEST.replace("{body}", body.decode()) + hooks)
+        script.write_text(text)
         threads = max(1, min(len(self._cores), connections))
         # wrk takes whole seconds; it is asked for at least one.
         argv = ["taskset", "-c", ",".join(map(str, self._cores)), "wrk", f"-t{threads}", f"-c{connections}"]

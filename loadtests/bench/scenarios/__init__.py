@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..context import Rig
-from . import bodies, memory, micro, pace, shared, throughput
+from . import bodies, cached, memory, micro, pace, shared, throughput
 
 SCENARIOS: dict[str, Callable[[Rig], None]] = {
     "miss": throughput.miss,
     "stream": throughput.stream,
+    "hit": cached.hit,
+    "far": cached.far,
+    "fill": cached.fill,
     "one": throughput.one_connection,
     "pace": pace.chunks,
     "first": pace.first,
