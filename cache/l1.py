@@ -73,7 +73,7 @@ class L1:
             at = word & LOCATION
             try:
                 body = self._map[at + BODY_AT : at + (word >> LENGTH_SHIFT & LENGTH)]
-                if _xxh3(body) == self._cells[at >> 3] and body.startswith(key):
+                if _xxh3(body) == self._cells[at >> 3] and body[:KEY_BYTES] == key:
                     of, created_ms, expires_ms, end = _tail(body)
                     if of == stamp and expires_ms > now_ms:
                         if not word & READ and self._words[home] == word:

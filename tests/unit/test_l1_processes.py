@@ -91,7 +91,6 @@ def test_writers_in_several_processes_keep_their_own_and_read_each_others(arena:
             for _ in range(6000):
                 put(l1, rng.randrange(600), rng.randrange(1900))
                 check(l1, rng.randrange(600))
-            assert l1.counts.skipped < 600
             say(b"%d" % l1.counts.stored)
             l1.close()
 
