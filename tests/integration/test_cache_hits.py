@@ -219,7 +219,7 @@ def test_a_hit_of_a_client_that_reads_slowly_comes_whole(sim: Simulator) -> None
         plane = found[1]
         asked = question(stream=True)
         assert ask(plane.port, asked).body == body
-        line = Line(plane.port, receive_buffer=4096)
+        line = Line(plane.port, receive_buffer=65536)
         line.put(asked)
         wait_until(
             lambda: plane.call(lambda: any(e.relay and e.relay.paused for e in plane.worker.watch._old)),  # type: ignore[attr-defined]
@@ -228,7 +228,7 @@ def test_a_hit_of_a_client_that_reads_slowly_comes_whole(sim: Simulator) -> None
         hit = line.receive()
         assert (hit.cache, hit.body == body) == ("HIT-L1", True)
         line.socket.close()
-        gone = Line(plane.port, receive_buffer=4096)
+        gone = Line(plane.port, receive_buffer=65536)
         gone.put(asked)
         plane.wait_for(requests=1)
         gone.reset()
