@@ -82,6 +82,9 @@ class Recall:
     async def far(self, question: Question) -> Kept | Lease:
         """What Redis holds; else who is to ask upstream."""
         found = await self.tiers.far(question.key, question.stamp, self.now_ms())
+        if found is Lease.MINE and not question.wanted.write:
+            self.give_up(question)  # other nodes would wait for what will not be stored
+            return Lease.NONE
         if isinstance(found, Lease):
             return found
         return self._kept(found, question, self.now_ms(), _FAR) or Lease.NONE
