@@ -29,6 +29,7 @@ BIG = 900  # four fit into a segment
 SMALL = 300
 TINY = 1
 LONG_MS = 3_600_000
+ALARM_S = 300  # a victim that cannot go on ends by this, and that is a fault
 
 #: From this number on all keys begin with the bytes that the index goes by.
 SAME_PLACE = 1000
@@ -232,7 +233,7 @@ class Stage:
         if pid == 0:
             code = 1
             try:
-                signal.alarm(60)
+                signal.alarm(ALARM_S)
                 hand = Hand(self.world, self.world.join(VICTIM, apart=True), self.journal)
                 self.scenario.first(hand)
                 act(lambda: self.scenario.then(hand))
