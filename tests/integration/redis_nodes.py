@@ -67,9 +67,3 @@ async def asked(gate: Gateway, question: Question, **headers: str) -> Reply:
         reply = await ask(gate.port, question, **headers)
     assert reply.answers(question), (reply.status, reply.body)
     return reply
-
-
-async def waiting(*gates: Gateway, count: int) -> None:
-    """Until each of them has so many requests that are not answered."""
-    for gate in gates:
-        await waits(lambda gate=gate: gate.metric("penstock_inflight_requests") == count, "they wait")
