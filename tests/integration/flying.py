@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ from penstock.gateway.flights import Flights
 from penstock.gateway.ticket import Member
 
 _WATCHDOG_S = 60
+_STOP_S = 10
 _GEOMETRY = Geometry(slots=8, backends=1, models=1, counter_bytes=1024, gates=1)
 
 MIB = 1 << 20
@@ -97,7 +99,8 @@ async def worker(
         yield side
     finally:
         living.cancel()
-        await side.flights.stop()
+        with contextlib.suppress(TimeoutError):  # one that hangs never takes what it is sent
+            await asyncio.wait_for(side.flights.stop(), _STOP_S)
         side.segment.close()
 
 
