@@ -172,14 +172,18 @@ class L2:
         self._holds.add(key)
 
     def put(self, key: Key, packed: bytes, ttl_ms: int) -> bool:
-        """Store an entry in the background, in place of a lease. False when it was dropped."""
+        """Store an entry in the background, in place of a lease. False when it was dropped; then our lease, if there
+        is one, is freed instead.
+        """
         self._holds.drop(key)
-        if ttl_ms <= 0 or len(packed) > self.settings.max_bytes or self._closed:
-            self.counts.dropped += 1
-            return False
-        part = key[0] & self._mask
-        ms = max(1, int(ttl_ms * (1 - JITTER * self._random.random())))
-        return self._outboxes[part].put(self._prefixes[part] + key, packed, ms)
+        if ttl_ms > 0 and len(packed) <= self.settings.max_bytes and not self._closed:
+            part = key[0] & self._mask
+            ms = max(1, int(ttl_ms * (1 - JITTER * self._random.random())))
+            if self._outboxes[part].put(self._prefixes[part] + key, packed, ms):
+                return True
+        self.counts.dropped += 1
+        self._about_lease(key, 0)
+        return False
 
     def give_up(self, key: Key) -> None:
         """Free our lease, in the background: there will be no entry."""

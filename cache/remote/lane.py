@@ -31,6 +31,8 @@ Ask = Callable[[Sequence[bytes], bool], Awaitable[Sequence["bytes | None"]]]
 WORTH = 32  # keys that are worth a command beside another one
 HURRY = 0.2  # part of the deadline after which any batch is
 
+BUSY = 0.2  # of a deadline that this process came too late to see it pass: then it says nothing about Redis,
+HEARD_S = 1.0  # if Redis said anything so lately
 GRACE_TURNS = 3  # of the loop, from a reply in the socket's buffer to whoever waits for it
 
 NOTHING = b""
@@ -38,9 +40,10 @@ NOTHING = b""
 
 
 class _Batch:
-    __slots__ = ("late", "more", "timer", "waiters")
+    __slots__ = ("due_s", "late", "more", "timer", "waiters")
 
-    def __init__(self) -> None:
+    def __init__(self, due_s: float) -> None:
+        self.due_s = due_s
         self.waiters: dict[bytes, asyncio.Future[bytes | None]] = {}
         self.more: list[tuple[bytes, asyncio.Future[bytes | None]]] = []  # of names asked for again
         self.late = False
@@ -73,10 +76,11 @@ class Lane:
         self._watch = watch
         self._open: _Batch | None = None
         self._ready: deque[_Batch] = deque()
-        self._flying = 0
+        self._flying: set[_Batch] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing: asyncio.TimerHandle | None = None
         self._error: BaseException | None = None
+        self._heard_s = float("-inf")
         self._closed = False
 
     def look(self, name: bytes) -> asyncio.Future[bytes | None]:
@@ -86,7 +90,7 @@ class Lane:
         """
         batch = self._open
         if batch is None:
-            batch = self._open = _Batch()
+            batch = self._open = _Batch(self._clock() + self._deadline_s)
             batch.timer = self._loop.call_later(self._deadline_s, self._overdue, batch, GRACE_TURNS)
             self._loop.call_soon(self._tick)
         future: asyncio.Future[bytes | None] = self._loop.create_future()
@@ -114,8 +118,9 @@ class Lane:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for batch in (*self._ready, *([self._open] if self._open else [])):
-            _settle(batch, ())
+        for batch in (*self._flying, *self._ready, *([self._open] if self._open else [])):
+            _settle(batch, ())  # those that fly too: a task that never began cannot do it itself
+        self._flying.clear()
         self._ready.clear()
         self._open = None
 
@@ -130,7 +135,7 @@ class Lane:
 
     def _depart(self, hurry: bool = False) -> None:
         """Send what may leave now."""
-        while self._flying < self._max_flying and not self._closed:
+        while len(self._flying) < self._max_flying and not self._closed:
             if self._ready:
                 self._fly(self._ready.popleft())
                 continue
@@ -148,7 +153,7 @@ class Lane:
     def _fly(self, batch: _Batch) -> None:
         if batch.late:
             return
-        self._flying += 1
+        self._flying.add(batch)
         self._start(self._command(batch))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -166,12 +171,13 @@ class Lane:
             if not batch.late:
                 self.failed(error)
         else:
+            self._heard_s = self._clock()
             if batch.late:
                 self._counts.late += 1
             else:
                 self.breaker.succeeded()
         finally:
-            self._flying -= 1
+            self._flying.discard(batch)
             _settle(batch, values)
         self._depart()
 
@@ -181,15 +187,15 @@ class Lane:
             return  # it has
         if turns and batch is not self._open:
             self._loop.call_soon(self._overdue, batch, turns - 1)
-        else:
-            self._expire(batch)
-
-    def _expire(self, batch: _Batch) -> None:
+            return
         batch.late = True
         if batch is self._open:
             self._open = None
         self._counts.timeouts += 1
-        self.failed(None)
+        now_s = self._clock()
+        busy = now_s - batch.due_s > self._deadline_s * BUSY
+        if not (busy and now_s - self._heard_s < HEARD_S):
+            self.failed(None)
         _settle(batch, ())
 
     def _went_down(self, error: BaseException | None) -> None:

@@ -83,14 +83,13 @@ class Outbox:
         self._refused_at = 0.0
 
     def put(self, name: bytes, packed: bytes, ms: int) -> bool:
-        """Store an entry for ``ms``. False when it was dropped."""
+        """Store an entry for ``ms``. False when it is not taken."""
         if self._full and self._clock() - self._refused_at < REFUSED_S:
-            self._counts.dropped += 1
             return False
         return self._add(name, packed, ms)
 
     def about_lease(self, name: bytes, ms: int) -> bool:
-        """Prolong our lease to ``ms`` from now, or free it with 0. False when that was dropped."""
+        """Prolong our lease to ``ms`` from now, or free it with 0. False when that is not taken."""
         return self._add(name, b"", ms)
 
     async def close(self, grace_s: float) -> None:
@@ -106,7 +105,6 @@ class Outbox:
 
     def _add(self, name: bytes, packed: bytes, ms: int) -> bool:
         if self._lane.breaker.open or not self._room.take(len(packed)):
-            self._counts.dropped += 1
             return False
         queue = self._queue
         queue.append((name, packed, ms))
@@ -149,12 +147,12 @@ class Outbox:
                 words.append(value)
                 words.append(ms)
             if self._lane.breaker.open:
-                self._counts.dropped += len(names)
+                self._counts.dropped += stores
                 return
             refused = await self._store(names, words)
         except Exception as error:  # whatever redis-py raises: nobody waits for it
             self._counts.errors += 1
-            self._counts.dropped += len(taken)
+            self._counts.dropped += stores
             self._lane.failed(error)
         else:
             self._stored(stores, size, refused)

@@ -135,6 +135,19 @@ async def test_a_lease_that_is_held_outlives_its_length(where: Place) -> None:
 
 
 @on_uvloop
+async def test_an_entry_that_cannot_be_stored_frees_the_lease_for_it(where: Place) -> None:
+    prefix, large, dead = a_prefix(), a_key(), a_key()
+    async with tier(where.settings, prefix=prefix) as one, tier(where.settings, prefix=prefix) as other:
+        for key in (large, dead):
+            assert await one.get(key) is Lease.MINE
+            one.hold(key)
+        assert not one.put(large, an_entry(large, 3 << 20), 60_000)
+        assert not one.put(dead, an_entry(dead), 0)
+        for key in (large, dead):
+            assert await other.wait(key, time.monotonic() + 60) is Lease.MINE
+
+
+@on_uvloop
 async def test_nobody_gives_up_what_another_has(where: Place) -> None:
     prefix, leased, stored = a_prefix(), a_key(), a_key()
     async with tier(where.settings, prefix=prefix) as one, tier(where.settings, prefix=prefix) as other:

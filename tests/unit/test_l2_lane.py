@@ -3,16 +3,16 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from penstock.cache.remote.counts import Counts
-from penstock.cache.remote.lane import NOTHING, WORTH, Lane
+from penstock.cache.remote.lane import HEARD_S, NOTHING, WORTH, Lane
 from penstock.cache.remote.scripts import MAX_KEYS
 from penstock.cache.remote.state import State, Watch
 
-from ..support.scripted import on_uvloop, until
+from ..support.scripted import Clock, on_uvloop, until
 
 MAX_FLYING = 3
 
@@ -20,10 +20,11 @@ MAX_FLYING = 3
 class Far:
     """The other side of a lane: it answers when it is told to."""
 
-    def __init__(self, deadline_s: float = 60.0) -> None:
+    def __init__(self, deadline_s: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.asked: list[list[bytes]] = []
         self.replies: list[asyncio.Future[dict[bytes, bytes]]] = []
         self.probed = 0
+        self.at_once = False
         self.counts = Counts()
         self.watch = Watch(logging.getLogger("test"), "here", "secret")
         self.lane = Lane(
@@ -32,7 +33,7 @@ class Far:
             flying=MAX_FLYING,
             deadline_s=deadline_s,
             loop=asyncio.get_running_loop(),
-            clock=time.monotonic,
+            clock=clock,
             counts=self.counts,
             watch=self.watch,
         )
@@ -42,6 +43,8 @@ class Far:
             self.probed += 1
             return [None]
         self.asked.append(list(names))
+        if self.at_once:
+            return [None] * len(names)
         reply: asyncio.Future[dict[bytes, bytes]] = asyncio.get_running_loop().create_future()
         self.replies.append(reply)
         found = await reply
@@ -162,14 +165,41 @@ async def test_the_deadline_ends_the_waiting_and_not_the_command() -> None:
 
 
 @on_uvloop
+async def test_a_deadline_that_a_busy_process_saw_too_late_says_nothing_about_redis() -> None:
+    clock = Clock()
+    far = Far(deadline_s=0.002, clock=clock)
+
+    async def overdue(late_s: float) -> None:
+        future = far.lane.look(b"a")
+        clock.now += 0.002 + late_s
+        assert await future is None
+
+    far.at_once = True
+    while await far.lane.look(b"a") is None:  # this deadline is short
+        assert not far.lane.breaker.open
+    far.at_once = False
+    for _ in range(20):
+        await overdue(0.01)
+    assert not far.lane.breaker.open, "Redis was heard a moment ago"
+    clock.now += HEARD_S
+    for _ in range(30):
+        await overdue(0.01)
+    assert far.lane.breaker.open, "it is silent"
+    await far.lane.close()
+
+
+@on_uvloop
 async def test_what_could_not_leave_before_its_deadline_never_leaves() -> None:
-    far = Far(deadline_s=0.05)
+    far = Far(deadline_s=0.2)
     for i in range(MAX_FLYING):
         for name in _names(WORTH, b"%d-" % i):
             far.lane.look(name)
-        await far.flying(i + 1)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    await far.flying(MAX_FLYING)
     waiting = far.lane.look(b"x")
     assert await waiting is None
+    await until(lambda: far.counts.timeouts == MAX_FLYING + 1)
     for reply in far.replies:
         reply.set_result({})
     await until(lambda: far.counts.late == MAX_FLYING)
@@ -227,6 +257,16 @@ async def test_failures_open_the_breaker_and_a_probe_that_is_no_look_up_closes_i
     assert [message.split()[0] for message in messages] == ["l2_down", "l2_up"]
     assert "RuntimeError: the *** is out" in messages[0]
     await far.lane.close()
+
+
+@on_uvloop
+async def test_closing_at_once_answers_everybody() -> None:
+    far = Far()
+    futures = [far.lane.look(b"a")]
+    far.lane._depart()
+    await far.lane.close()  # before the command could begin
+    assert await asyncio.gather(*futures) == [None]
+    assert far.asked == []
 
 
 @on_uvloop

@@ -128,7 +128,6 @@ async def test_a_large_value_goes_through_the_thread_and_keeps_its_place() -> No
 async def test_what_finds_no_room_is_dropped_and_room_comes_back(count: int, size_bytes: int) -> None:
     far = Far(count, size_bytes)
     assert [far.outbox.put(b"%d" % i, bytes(100), 1) for i in range(15)] == [True] * 10 + [False] * 5
-    assert far.counts.dropped == 5
     await far.all_sent(10)
     assert (far.room.left, far.room.bytes_left) == (count, size_bytes)
     assert far.outbox.put(b"again", bytes(100), 1)
@@ -157,7 +156,7 @@ async def test_nothing_is_queued_or_sent_while_the_breaker_is_open() -> None:
     far.outbox.put(b"a", b"x", 1)
     far.lane.breaker.trip(0.0)
     assert not far.outbox.put(b"b", b"x", 1)
-    await until(lambda: far.counts.dropped == 2)
+    await until(lambda: far.counts.dropped == 1)
     assert far.sent == []
     assert far.room.left == 1000
     await far.close()
