@@ -36,7 +36,7 @@ def node() -> Iterator[Node]:
 
 def run(main: Callable[[], Awaitable[T]]) -> T:
     async def wrapped() -> T:
-        async with asyncio.timeout(20):  # pytest's own watchdog cannot interrupt this loop
+        async with asyncio.timeout(90):  # pytest's own watchdog cannot interrupt this loop
             return await main()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
