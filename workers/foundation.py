@@ -22,7 +22,7 @@ from ..gateway.config import MAX_BACKENDS, MAX_MODELS, Cache, Config, Published
 from . import rundir, store
 from .guard import Taken, guard
 from .listeners import listen_tcp, listen_unix
-from .room import memory_size
+from .room import is_wanted, memory_size
 
 log = logging.getLogger(__name__)
 
@@ -171,10 +171,7 @@ class Foundation:
     def _arena(self, cache: Cache, slots: int, path: Path, port: int) -> Arena:
         """The memory of the cache: that of an earlier life where it is to be kept, else a new one."""
         l1 = cache.l1
-        off = cache.mode == "off" and all(
-            model.cache is None for model in self._published.config.models.values()
-        )
-        size = 0 if off else memory_size(l1.size, rundir.base())
+        size = memory_size(l1.size, rundir.base()) if is_wanted(self._published.config) else 0
         try:
             shape = ArenaGeometry.of(size, l1.max_entry, slots)
         except ValueError as fault:

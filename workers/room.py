@@ -1,4 +1,4 @@
-"""How much memory the cache takes where the configuration does not say.
+"""Whether the cache takes memory, and how much where the configuration does not say.
 
 The least of 4 GiB, a quarter of what the cgroup allows, and 80 % of what is free in shared memory, where it is to lie.
 """
@@ -9,8 +9,16 @@ import contextlib
 import os
 from pathlib import Path
 
+from ..gateway.config import Config
+
 _MOST = 4 << 30
 _MIB = 1 << 20
+
+
+def is_wanted(config: Config) -> bool:
+    """Whether anything may be cached: of a node whose models are all `off` no memory is taken."""
+    modes = [config.cache.mode, *(model.cache.mode for model in config.models.values() if model.cache)]
+    return any(mode != "off" for mode in modes)
 
 
 def memory_size(configured: int | None, folder: Path, root: Path = Path("/")) -> int:

@@ -26,6 +26,7 @@ from .boot import LEAVING, READY, RELOADED, AppFactory, Inheritance, gateway_app
 from .controller import run_controller
 from .foundation import Foundation
 from .listeners import BACKLOG
+from .room import is_wanted
 from .seats import Child, Part, Seat
 from .source import Source
 
@@ -245,6 +246,8 @@ class Supervisor:
     def _say_pending(self, current: Config) -> None:
         """Name the keys whose value in the file is not the one in use: at every reload, until they agree."""
         restart = store.needing(store.changed(self._config, current), store.RESTART)
+        if is_wanted(current) and not is_wanted(self._config):
+            restart.append("cache.mode")  # at the start no memory was taken
         stay = [one for seat in self._workers for one in seat.children if one.part is not Part.LEAVING]
         stale = {path for one in stay for path in store.changed(one.config or current, current)}
         # what only a start applies is not had by a roll, whatever a worker began with
