@@ -40,7 +40,8 @@ Every cell is an 8-byte unsigned integer in native byte order on an 8-byte bound
         (format: `penstock.gateway.sticky`; here it is a run of cells that anybody may write)
     marks      2,048 stripes of 4 marks of 64 bytes: which questions are being asked, and by whom
         [0] the leader: slot << 32 | generation, 0 none; stored last, and zeroed before the rest changes
-        [1]..[4] the key, 32 bytes   [5] deadline, nanoseconds of the holder's clock   [6], [7] zero
+        [1]..[4] the key, 32 bytes   [5] deadline, nanoseconds of the holder's clock
+        [6] when its leader last cleared it, by that clock; stored before [0]   [7] zero
 
 The file ends on a page boundary. Locks are byte ranges far behind the end of the file, where no data can be
 (`SLOT_LOCKS`, `GATE_LOCKS`, `MARK_LOCKS`): byte `base + i` is the lock of slot or stripe i.

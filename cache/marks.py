@@ -2,7 +2,7 @@
 
 Strategy: a mark holds a key, its leader (a worker's slot and that slot's generation) and a deadline; the bytes are
 in `layout`. It is looked for and set under its stripe's OS lock, which is tried and never waited for; so of many
-that claim one key exactly one leads. The leader alone clears it, by one store and without the lock. Whoever is
+that claim one key exactly one leads. The leader alone clears it, by two stores and without the lock. Whoever is
 killed leaves nothing to clean up: the lock is freed, and a mark whose leader is dead or whose deadline has passed
 is taken over by the next that claims its key, or needs its place. It refuses to know what a flight does and how its
 leader is reached.
@@ -21,6 +21,7 @@ from .slots import alive
 _OWNER = 0
 _KEY = 1
 _DEADLINE = 5
+_CLEARED = 6
 
 _GENERATION_BITS = 32
 _GENERATION_MASK = (1 << _GENERATION_BITS) - 1
@@ -45,7 +46,7 @@ class Marks:
     `segment`. Lock order: see `locks`; never two stripes at once.
     """
 
-    __slots__ = ("_at", "_cells", "_led", "_locks", "_owner", "_segment", "_view")
+    __slots__ = ("_at", "_cells", "_led", "_locks", "_owner", "_segment", "_view", "cleared_ns")
 
     def __init__(self, segment: Segment, slot: int, generation: int) -> None:
         self._segment = segment
@@ -55,6 +56,8 @@ class Marks:
         self._locks = segment.mark_locks
         self._owner = slot << _GENERATION_BITS | (generation & _GENERATION_MASK)
         self._led: dict[Key, int] = {}
+        #: when a flight of the stripe that was claimed last had ended last, by whoever led it
+        self.cleared_ns = 0
 
     def claim(self, key: Key, now_ns: int, deadline_ns: int) -> Claim | tuple[int, int]:
         """Lead the flight of `key`, or learn who does: (slot, generation) of a leader that lives, perhaps this one.
@@ -73,7 +76,10 @@ class Marks:
             begin = self._at + stripe * MARK_STRIPE_CELLS
             marks = range(begin, begin + MARK_STRIPE_CELLS, MARK_CELLS)
             place = -1
+            cleared_ns = 0
             for at in marks:
+                if cells[at + _CLEARED] > cleared_ns:
+                    cleared_ns = cells[at + _CLEARED]
                 owner = cells[at]
                 if not owner:
                     place = at
@@ -94,6 +100,7 @@ class Marks:
         finally:
             self._locks.unlock(stripe)
         self._led[key] = place
+        self.cleared_ns = cleared_ns
         return Claim.LED
 
     def clear(self, key: Key, now_ns: int) -> None:
@@ -109,12 +116,14 @@ class Marks:
         cells = self._cells
         if cells[at + _DEADLINE] - now_ns > _CAREFUL_NS:
             if self._is(at, key):
+                cells[at + _CLEARED] = now_ns  # first: who finds the mark free finds this too
                 cells[at] = 0
             return
         stripe = (at - self._at) // MARK_STRIPE_CELLS
         if self._locks.try_lock(stripe):
             try:
                 if cells[at] == self._owner and self._is(at, key):
+                    cells[at + _CLEARED] = now_ns
                     cells[at] = 0
             finally:
                 self._locks.unlock(stripe)

@@ -123,6 +123,11 @@ class Flight:
         return len(self._members) - (self._leader in self._members)
 
     @property
+    def joined(self) -> bool:
+        """Whether anybody is there beside a leader that took no place."""
+        return bool(self._members)
+
+    @property
     def wanted(self) -> bool:
         """Whether anybody is there, the leader's client included."""
         return not self.leader_left or bool(self._members)
@@ -186,9 +191,12 @@ class Flight:
             return
         self._closed = True
         self.retire()
-        self.lose()
-        self._kept = False
-        self._trim()
+        if self._members or self._held_bytes or self._log is not None or self._finished is not None:
+            self.lose()
+            self._kept = False
+            self._trim()
+        else:
+            self.ended = True
 
     @property
     def finished(self) -> asyncio.Future[Fault | None]:

@@ -107,6 +107,13 @@ class Flights:
         found = self._marks.claim(key, now_ns, now_ns + int(deadline_s * 1e9))
         return Claim.FULL if found == (self._slot, self._generation) else found
 
+    @property
+    def cleared_ns(self) -> int:
+        """When a flight ended last that might have been for the question claimed last (CLOCK_MONOTONIC): an answer
+        that was looked for before that may be kept by now.
+        """
+        return self._marks.cleared_ns
+
     def open(self, key: Key) -> Flight:
         """The flight of a question that this worker leads, its mark claimed."""
         flight = self._flights[key] = Flight(key, self._terms)

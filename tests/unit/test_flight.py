@@ -173,6 +173,15 @@ def test_a_long_whole_answer_counts_as_held_until_the_last_member_lets_go_of_it(
     assert world.room.held == 0
 
 
+def test_what_was_held_for_members_that_left_before_the_close_comes_back_with_it(world: World) -> None:
+    member = world.flight.join()
+    world.flight.respond(whole(bytes(100_000)))
+    member.abort()
+    world.flight.close()
+    assert world.room.most == 100_000
+    assert world.room.held == 0
+
+
 def test_an_answer_that_nobody_else_waits_for_holds_and_makes_nothing(world: World) -> None:
     world.flight.respond(whole(bytes(100_000)))
     world.flight.close()

@@ -285,14 +285,15 @@ def test_a_claimer_stores_as_often_as_this_file_kills_it(segment: Segment) -> No
 
 
 @pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("store", [1, 2])  # when it ended, the leader
 @pytest.mark.parametrize("now", [0, FAR_NS - 1])
 def test_a_leader_killed_while_it_clears_leaves_a_key_that_one_can_lead(
-    segment: Segment, after: bool, now: int
+    segment: Segment, after: bool, store: int, now: int
 ) -> None:
     def body(_: Say) -> None:
         marks = worker(segment, 3)[0]
         assert marks.claim(key(1), 0, FAR_NS) is Claim.LED
-        deadly(marks, 1, after).clear(key(1), now)
+        deadly(marks, store, after).clear(key(1), now)
 
     with Child(body) as child:
         assert child.wait() == -9
