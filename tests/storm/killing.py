@@ -15,7 +15,7 @@ from penstock.cache.arena import ArenaGeometry
 from penstock.cache.l1 import L1
 
 from .points import Listed, Point, Tracer, listed, point_of, reachable_codes
-from .scenarios import Scenario, Stage
+from .scenarios import Do, Hand, Scenario, Stage
 from .world import World
 
 CACHE_FOLDER = os.path.dirname(os.path.realpath(entry.__file__))
@@ -120,6 +120,27 @@ class Rehearsed:
             for it in self.stage.faults()
         ]
 
+    def meet_at(self, number: int, meanwhile: Do) -> list[str]:
+        """Have another worker do something before step `number`, as the scheduler might; what is wrong afterwards."""
+
+        def act(then: Callable[[], object], other: Callable[[], object]) -> None:
+            left = number
+
+            def look(_code: CodeType, _offset: int) -> None:
+                nonlocal left
+                if left == 0:
+                    other()  # tracing does not follow what it calls itself
+                left -= 1
+
+            with _tracer(look):
+                then()
+
+        point = point_of(*self.steps[number])
+        return [
+            f"{self.stage.scenario.name}, met at step {number}, {point}: {it}"
+            for it in self.stage.meet(act, meanwhile)
+        ]
+
 
 @contextmanager
 def rehearsed(scenarios: Iterable[Scenario]) -> Iterator[list[Rehearsed]]:
@@ -168,6 +189,26 @@ def one_each(made: list[Rehearsed], chance: random.Random, every: int = 1) -> li
             steps.setdefault((point, way), []).append((one, number))
     order = sorted(steps, key=lambda at: (at[0], sorted(at[1])))
     return [chance.choice(steps[at]) for at in order[chance.randrange(every) :: every]]
+
+
+def meddle(hand: Hand) -> None:
+    """What another worker does in the middle: it opens a segment, replaces, removes and reads."""
+    for number in (1, 50, 51, 200, 1001):
+        hand.put(number, 500)
+    hand.remove(2)
+    for number in range(60):
+        hand.get(number)
+
+
+def meet_at_each(chosen: list[tuple[Rehearsed, int]]) -> str:
+    """Another worker comes in before each of these steps. Raises AssertionError with the first faults."""
+    found: list[str] = []
+    for one, number in chosen:
+        found += one.meet_at(number, meddle)
+        if len(found) >= _FAULTS_SHOWN:
+            break
+    assert not found, "\n".join(found)
+    return f"{len(chosen)} meetings at {len({one.steps[number] for one, number in chosen})} points"
 
 
 def kill_at_each(chosen: list[tuple[Rehearsed, int]]) -> str:

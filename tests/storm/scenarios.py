@@ -11,7 +11,8 @@ import mmap
 import os
 import random
 import signal
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from penstock.cache.arena import ROW_CELLS, WAYS, ArenaGeometry
@@ -24,6 +25,7 @@ from .values import expiry_of, fault_in, key_named, value_of
 from .world import Life, World
 
 GEOMETRY = ArenaGeometry(slots=4, max_entry_bytes=1800, sets=8, segments=6, segment_bytes=4096)
+MEETING = 2
 VICTIM, BEFORE, OTHER = 0, 1, 1  # slots; who is beside the victim may have followed on who was before it
 BIG = 900  # four fit into a segment
 SMALL = 300
@@ -82,6 +84,14 @@ class Journal:
     @property
     def calls(self) -> int:
         return self._cells[0]
+
+    def stored(self) -> dict[int, set[int]]:
+        """By key number, all versions that ever were put: what a reader may find where writers met."""
+        found: dict[int, set[int]] = {}
+        for number in range(self._cells[0]):
+            kind, key, version, _ = self._cells[2 + 4 * number : 6 + 4 * number]
+            found.setdefault(key, set()).update({version} if kind == _PUT else ())
+        return found
 
     def readable(self) -> dict[int, set[int]]:
         """By key number, the versions that a reader may find; a miss is always allowed."""
@@ -163,20 +173,17 @@ class Scenario:
     geometry: ArenaGeometry = field(default=GEOMETRY)
 
 
-def wrong(life: Life, journal: Journal, numbers: Iterable[int]) -> list[str]:
+def wrong(life: Life, journal: Journal, readable: dict[int, set[int]]) -> list[str]:
     """What a reader finds that it must not find."""
     found = []
-    readable = journal.readable()
-    for number in numbers:
+    for number in sorted(readable):
         key = key_of_number(number)
         entry = life.l1.get(key, 0, journal.now_ms)
         if entry is None:
             continue
         fault = fault_in(entry, key, entry.created_ms % _LENGTHS)
-        if fault is None and entry.created_ms not in readable.get(number, ()):
-            fault = (
-                f"version {entry.created_ms:#x} of key {number} is not one of {readable.get(number, set())}"
-            )
+        if fault is None and entry.created_ms not in readable[number]:
+            fault = f"version {entry.created_ms:#x} of key {number} is not one of {readable[number]}"
         if fault is None and entry.expires_ms <= journal.now_ms:
             fault = f"key {number} expired at {entry.expires_ms}"
         if fault is not None:
@@ -226,6 +233,32 @@ class Stage:
         self._unlock()
         life.vanish()
 
+    def meet(
+        self, act: Callable[[Callable[[], object], Callable[[], object]], object], meanwhile: Do
+    ) -> list[str]:
+        """Nobody is killed: `act` gets what the victim does, and what another worker does in the middle of that.
+
+        Both go on for a while. What is wrong afterwards, in this process.
+        """
+        self._put_back()
+        lives = [self.world.join(VICTIM, apart=True), self.world.join(MEETING, apart=True)]
+        hands = [Hand(self.world, life, self.journal) for life in lives]
+        self.scenario.first(hands[0])
+        act(lambda: self.scenario.then(hands[0]), lambda: meanwhile(hands[1]))
+        found = []
+        for number in range(300, 320):
+            hand = hands[number % 2]
+            if hand.put(number, SMALL) and not hand.get(number):
+                found.append(f"key {number} was stored and cannot be read")
+        self._unlock()
+        found += self.world.faults()
+        owners = Counter((row.slot, row.generation) for row in self.world.rows() if row.generation)
+        found += [f"worker {owner} has {count} segments" for owner, count in owners.items() if count > 1]
+        found += wrong(lives[0], self.journal, self.journal.stored())
+        for life in lives:
+            life.vanish()
+        return found
+
     def play(self, act: Callable[[Callable[[], object]], object]) -> int:
         """Fork the victim; `act` is called there with what it is to do. The exit status, negative for a signal."""
         self._put_back()
@@ -258,7 +291,7 @@ class Stage:
         """What is wrong with the cache now that the victim is dead. Those beside it live during the first look only."""
         found = self.world.faults()
         life = self.world.join(VICTIM, writes=False)
-        found += wrong(life, self.journal, sorted(self.journal.readable()))
+        found += wrong(life, self.journal, self.journal.readable())
         life.vanish()
         for life in self._beside:
             life.vanish()

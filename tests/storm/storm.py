@@ -48,7 +48,7 @@ MODELS = 3
 TENANTS = 3
 FLUSHED_KEYS = 8
 ALARM_S = 300
-ROUND_KILLS = 400
+ROUND_KILLS = 100
 PAUSE_S = 0.012  # on average, between two kills at a random instant
 
 OPS = ("idle", "get", "put", "remove", "flush")

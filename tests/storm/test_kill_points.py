@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .killing import Rehearsed, kill_at_each, kill_points, one_each, rehearsed, unreached
+from .killing import Rehearsed, kill_at_each, kill_points, meet_at_each, one_each, rehearsed, unreached
 from .scenarios import SCENARIOS
 
 EVERY = 25
@@ -40,5 +40,15 @@ def test_a_writer_killed_at_any_instruction_leaves_a_whole_cache(
 ) -> None:
     # A spread of them; all of them, in every way they are come to, is `make chaos`.
     done = kill_at_each(one_each(made, random.Random(20), EVERY))
+    with capsys.disabled():
+        print(f"\n{done}")
+
+
+@pytest.mark.timeout(300)
+def test_a_writer_held_up_at_any_instruction_while_another_stores_leaves_a_whole_cache(
+    made: list[Rehearsed], capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = [one for one in made if not one.stage.scenario.beside]
+    done = meet_at_each(one_each(alone, random.Random(21), EVERY))
     with capsys.disabled():
         print(f"\n{done}")
