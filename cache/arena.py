@@ -66,7 +66,9 @@ _SHAPE = struct.Struct("@7Q")
 _MAX_UNITS = (1 << 21) - 1  # of a segment: what a state's field holds
 _MAX_LENGTH = (1 << 16) - 1  # of an entry, in units: what a word's field holds
 _SEGMENTS = 64  # aimed at
-_BYTES_A_WORD = 256  # at most this much of the segments for each word of the index
+# For each word of the index there are so many bytes of the file, up to twice as many. Answers are seldom smaller; an
+# index with twice the words would cost more answers than its sets would let overflow (`make hitratio`).
+_BYTES_A_WORD = 256
 _MAX_SIZE = 1 << 38  # what a location reaches
 _MIB = 1024 * 1024
 
@@ -104,7 +106,7 @@ class ArenaGeometry:
             raise ValueError(f"the cache's size is {size_bytes} bytes, the most is {_MAX_SIZE}")
         least = _fewest(slots)
         sets = WAYS
-        while sets * WAYS * _BYTES_A_WORD < size_bytes:
+        while 2 * sets * WAYS * _BYTES_A_WORD <= size_bytes:
             sets *= 2
         room = size_bytes - _around(sets, least)
         most = _MAX_UNITS * UNIT_BYTES
@@ -123,8 +125,8 @@ class ArenaGeometry:
     def smallest(cls, max_entry_bytes: int, slots: int) -> int:
         """A size in bytes that `of` accepts; not much less will do."""
         data_bytes = _fewest(slots) * packed_bytes(max_entry_bytes)
-        # The index takes at most 8 bytes for each 128 of the whole.
-        return _up((_around(0, _fewest(slots)) + data_bytes) * 16 // 15 + 4 * PAGE_BYTES, PAGE_BYTES)
+        # The index takes at most 8 bytes for each 256 of the whole.
+        return _up((_around(0, _fewest(slots)) + data_bytes) * 32 // 31 + 4 * PAGE_BYTES, PAGE_BYTES)
 
     @property
     def rows_at(self) -> int:

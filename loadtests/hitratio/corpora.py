@@ -7,29 +7,35 @@ from functools import partial
 
 from ..corpus import Trace, answer_bytes, drift, equal_bytes, loop, scans, zipf
 
-#: What an embedding takes; large enough that a thousandth of the working set is a cache at all.
-_EQUAL = equal_bytes(8_000)
+_EQUAL = equal_bytes(8_000)  # an embedding
 
 
 def corpora(scale: float, seed: int) -> dict[str, Callable[[], Trace]]:
-    """By name how to make each trace. At scale 1 there are 100,000 keys and 800,000 requests."""
+    """By name how to make each trace.
+
+    At scale 1 there are 100,000 keys and 800,000 requests; where sizes are equal three times the keys and half as many
+    requests more. So a thousandth of the working set is a cache of 1.5 to 5 MB and some 200 entries; far smaller ones
+    are all header and segment ends, and nobody has them.
+    """
     objects, requests = max(100, int(100_000 * scale)), max(1000, int(800_000 * scale))
-    common = {"objects": objects, "requests": requests, "seed": seed}
-    turn = max(100, requests // 40)
+    mixed = {"objects": objects, "requests": requests, "seed": seed, "sizes": answer_bytes}
+    equal = {"objects": 3 * objects, "requests": 3 * requests // 2, "seed": seed, "sizes": _EQUAL}
+    turn = max(100, requests // 40)  # between scans
+    step = max(10, requests // 400)  # between changes of popularity
+
+    def shift(objects: int) -> int:
+        return max(1, objects // 4000)
+
     return {
-        name: partial(make, name, **common)
-        for name, make in {
-            "zipf-0.7": partial(zipf, alpha=0.7, sizes=answer_bytes),
-            "zipf-0.9": partial(zipf, alpha=0.9, sizes=answer_bytes),
-            "zipf-1.1": partial(zipf, alpha=1.1, sizes=answer_bytes),
-            "zipf-0.9-equal": partial(zipf, alpha=0.9, sizes=_EQUAL),
-            "scans": partial(scans, alpha=0.9, sizes=answer_bytes, every=turn, length=turn // 5),
-            "drift": partial(
-                drift, alpha=0.9, sizes=answer_bytes, every=turn // 10, shift=max(1, objects // 4000)
-            ),
-            "drift-equal": partial(
-                drift, alpha=0.9, sizes=_EQUAL, every=turn // 10, shift=max(1, objects // 4000)
-            ),
-            "loop": partial(loop, sizes=answer_bytes),
-        }.items()
+        name: partial(make, name, **sizes)
+        for name, make, sizes in (
+            ("zipf-0.7", partial(zipf, alpha=0.7), mixed),
+            ("zipf-0.9", partial(zipf, alpha=0.9), mixed),
+            ("zipf-1.1", partial(zipf, alpha=1.1), mixed),
+            ("zipf-0.9-equal", partial(zipf, alpha=0.9), equal),
+            ("scans", partial(scans, alpha=0.9, every=turn, length=turn // 5), mixed),
+            ("drift", partial(drift, alpha=0.9, every=step, shift=shift(objects)), mixed),
+            ("drift-equal", partial(drift, alpha=0.9, every=step, shift=shift(3 * objects)), equal),
+            ("loop", loop, mixed),
+        )
     }

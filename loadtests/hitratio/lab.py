@@ -2,8 +2,8 @@
 
 What is charged: every policy has the same number of bytes. Exact LRU, S3-FIFO, SIEVE and the offline policies pay for
 packed entries, byte for byte, and nothing else; their lists, tables and counters are free. L1's arena has that number
-of bytes in all: header, epochs, index, visited bytes, and what rounding to 64 bytes costs come out of it. So every
-comparison is to L1's disadvantage. An entry above `largest_bytes`, 2 MiB or a 32nd of the cache, is kept by none of them.
+of bytes in all: header, epochs, index, and what rounding to 64 bytes costs come out of it. So every comparison is to
+L1's disadvantage. An entry above `largest_bytes`, 2 MiB or a 32nd of the cache, is kept by none of them.
 """
 
 from __future__ import annotations
@@ -68,8 +68,10 @@ def working_set_bytes(trace: Trace) -> int:
     return sum(first.values())
 
 
-def measure(trace: Trace, fraction: float, workers: Sequence[int] = (1,), seed: int = 1) -> Row:
-    """Replay `trace` through all policies at `fraction` of its working set."""
+def measure(
+    trace: Trace, fraction: float, workers: Sequence[int] = (1,), *, offline: bool = True, seed: int = 1
+) -> Row:
+    """Replay `trace` through all policies at `fraction` of its working set; without the offline ones if so asked."""
     capacity = int(working_set_bytes(trace) * fraction)
     largest = largest_entry(capacity)
     asked = [
@@ -108,6 +110,8 @@ def measure(trace: Trace, fraction: float, workers: Sequence[int] = (1,), seed: 
             continue
         with l1:
             replay(l1_name(count), l1)
+    if not offline:
+        return row
     later = next_uses(keys)
     if row.exact:
         replay(REACHED, Belady(capacity, later))

@@ -19,14 +19,19 @@ _STYLES = {
     REACHED: ("#000000", 1.2, "6 3"),
     "s3-fifo": ("#009e73", 1.5, ""),
     "sieve": ("#e69f00", 1.5, ""),
-    LRU: ("#0072b2", 2.0, ""),
 }
-_L1_STYLES = (("#d55e00", 2.8, ""), ("#cc79a7", 2.0, "8 3"), ("#56b4e9", 2.0, "8 3"))
+# Often on one another: the thin one is drawn upon the thick ones.
+_LRU_STYLE = ("#0072b2", 1.2, "")
+_L1_STYLES = (("#d55e00", 3.4, ""), ("#cc79a7", 2.0, "8 3"), ("#56b4e9", 2.0, "8 3"))
 
 
 def svg(rows: Sequence[Row], l1s: Sequence[str]) -> str:
-    """All rows in one picture; `l1s`: the names of L1's figures, drawn above the others."""
-    styles = {**_STYLES, **{name: _L1_STYLES[i % len(_L1_STYLES)] for i, name in enumerate(l1s)}}
+    """All rows in one picture; `l1s`: the names of L1's figures."""
+    styles = {
+        **_STYLES,
+        **{name: _L1_STYLES[i % len(_L1_STYLES)] for i, name in enumerate(l1s)},
+        LRU: _LRU_STYLE,
+    }
     traces = list(dict.fromkeys(row.trace for row in rows))
     columns = min(_COLUMNS, len(traces))
     width, height = columns * _WIDTH, _HEAD + math.ceil(len(traces) / columns) * _HEIGHT

@@ -1,8 +1,8 @@
 """The cache under test: Penstock's own L1, the real code over a real arena, fed with packed entries.
 
-An arena has exactly the bytes every other policy has; its header, epoch cells, index and visited bytes are inside
-them. Entries never expire and nothing is flushed here, so that only room decides. With more than one worker the
-requests are dealt out in turn, as several processes would get them, and each worker has an open segment of its own.
+An arena has exactly the bytes every other policy has; its header, epoch cells and index are inside them. Entries never
+expire and nothing is flushed here, so that only room decides. With more than one worker the requests are dealt out in
+turn, as several processes would get them, and each worker has an open segment of its own.
 """
 
 from __future__ import annotations

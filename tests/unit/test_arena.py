@@ -85,11 +85,11 @@ def test_the_smallest_size_is_accepted_and_not_much_smaller_ones_are_refused(
         ArenaGeometry.of(smallest // 2, max_entry_bytes, slots)
 
 
-@pytest.mark.parametrize("size_bytes", [64 * MIB, 256 * MIB, 1 << 32, 1 << 34])
+@pytest.mark.parametrize("size_bytes", [64 * MIB, 256 * MIB, 256 * MIB + 1, 511 * MIB, 1 << 32, 1 << 34])
 def test_most_of_a_size_is_for_entries(size_bytes: int) -> None:
     geometry = ArenaGeometry.of(size_bytes, 2 * MIB, 16)
-    assert geometry.data_bytes > 0.90 * size_bytes
-    assert geometry.sets * WAYS >= geometry.data_bytes / 256
+    assert geometry.data_bytes > 0.95 * size_bytes
+    assert geometry.sets * WAYS >= geometry.data_bytes / 512
     assert geometry.segment_bytes >= 2 * packed_bytes(2 * MIB)
 
 

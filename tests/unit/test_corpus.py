@@ -17,7 +17,7 @@ def test_one_seed_gives_one_sequence_and_another_seed_another(name: str) -> None
     first, again, other = (corpora(0.02, seed)[name]() for seed in (1, 1, 2))
     assert first == again
     assert (first.keys, first.sizes) != (other.keys, other.sizes) or name == "loop"
-    assert len(first) == len(first.sizes) == 16_000
+    assert len(first) == len(first.sizes) in (16_000, 24_000)
     assert first.name == name
 
 

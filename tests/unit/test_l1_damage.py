@@ -92,7 +92,7 @@ def test_every_bit_of_a_word_changed_under_the_reader_is_a_miss(arena: Arena) ->
 
 
 def test_another_keys_entry_in_place_of_ones_own_is_a_miss(arena: Arena) -> None:
-    l1, mine, other = L1(arena, (0, 1), anybody), key_of(1), key_of(2)
+    l1, mine, other = L1(arena, (0, 1), anybody), key_of(1), key_of(3)
     put(l1, mine)
     put(l1, other)
     tag = arena.cells[word_of(arena, mine)] >> 56 << 56
