@@ -6,12 +6,12 @@ import random
 
 import pytest
 
-from ..storm.killing import kill_at_each, one_each, rehearsed
+from ..storm.killing import kill_at_each, meet_at_each, one_each, rehearsed
 from ..storm.scenarios import SCENARIOS, Scenario, medley
 from ..storm.test_storm import storm, was_a_storm
 
 MEDLEYS = 40
-KILLS_A_MEDLEY = 200
+KILLS_A_MEDLEY = 50
 KILLS = 10_000
 SECONDS = 600
 EVERY = 10  # of the steps; the points are all met
@@ -43,6 +43,17 @@ def test_a_writer_killed_in_the_middle_of_anything_leaves_a_whole_cache(
         done = kill_at_each(
             [(one, chance.randrange(len(one.steps))) for one in made for _ in range(KILLS_A_MEDLEY)]
         )
+    with capsys.disabled():
+        print(f"\n{done}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_writer_held_up_at_every_point_while_another_stores_leaves_a_whole_cache(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with rehearsed([one for one in SCENARIOS if not one.beside]) as made:
+        done = meet_at_each(one_each(made, random.Random(21)))
     with capsys.disabled():
         print(f"\n{done}")
 

@@ -249,7 +249,7 @@ class Storm:
             kind = chance.random()
             if kind < 0.2:
                 self._get(life, row, subject)
-            elif kind < 0.25:
+            elif kind < 0.32:
                 row[_OP] = 3
                 life.l1.remove(subject.key)
                 row[_OP] = 0
