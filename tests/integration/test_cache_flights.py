@@ -381,3 +381,29 @@ def test_a_follower_killed_is_no_matter_to_anybody_else(
     assert calls(sim) == 1
     for line in far:
         assert not line.receive().complete
+
+
+def test_a_leader_that_is_replaced_gives_its_followers_the_rest_before_it_ends(
+    node: Gateway, sim: Simulator, stack: ExitStack
+) -> None:
+    first, second = workers(node)
+    sim.faults(HELD_AMID)
+    (leader,), far = (lines(node, stack, pid, n) for pid, n in ((first, 1), (second, 3)))
+    asked = question("replaced", stream=True)
+    leader.put(asked).receive(chunks=1)
+    for line in far:
+        line.put(asked).receive(chunks=1)
+    left = node.log().count("worker_leaving")
+    node.proc.send(signal.SIGUSR2)
+    wait_until(lambda: node.log().count("worker_leaving") > left, what="a worker that leaves")
+    late = stack.enter_context(Line(node.port)).put(asked)
+    late.receive(chunks=1)
+    assert calls(sim) == 1
+    sim.faults({})
+    answers = [line.receive() for line in (leader, *far, late)]
+    assert {(answer.status, answer.complete) for answer in answers} == {(200, True)}
+    assert len({answer.body for answer in answers}) == 1
+    assert calls(sim) == 1
+    wait_until(lambda: not {first, second} & set(node.worker_pids()), what="two successors")
+    assert ask(node.port, asked).cache == "HIT-L1"
+    workers(node)

@@ -196,3 +196,22 @@ def test_tenants_never_see_each_others_answers_nor_join_each_others_flights(sim:
         assert calls(sim) == before + 2
         for line in lines:
             line.socket.close()
+
+
+CHOICES: dict[str, tuple[dict[str, Any], int]] = {
+    "one prompt": ({"prompt": "a"}, 1),
+    "two prompts": ({"prompt": ["a", "b"]}, 2),
+    "two choices of two prompts": ({"prompt": ["a", "b"], "n": 2}, 4),
+    "one prompt of tokens": ({"prompt": [100, 101]}, 1),
+    "two prompts of tokens": ({"prompt": [[100, 101], [102]]}, 2),
+}
+
+
+@pytest.mark.parametrize("what", CHOICES)
+def test_a_stream_of_several_choices_is_kept_when_all_of_them_are_there(plane: DataPlane, what: str) -> None:
+    fields, count = CHOICES[what]
+    body = {"model": "m", "stream": True, "max_tokens": 4, **fields}
+    first, again = (ask(plane.port, body, "/v1/completions") for _ in range(2))
+    assert (first.cache, again.cache) == ("MISS", "HIT-L1")
+    assert first.body.count(b'"finish_reason":"') == count
+    assert again.body == first.body
