@@ -71,24 +71,26 @@ def packed_bytes(value_bytes: int) -> int:
     return -(-(BODY_AT + VALUE_AT + value_bytes) // UNIT_BYTES) * UNIT_BYTES
 
 
-def pack(key: Key, stamp: int, created_ms: int, expires_ms: int, *value: bytes) -> bytes:
+def pack(key: Key, stamp: int, created_ms: int, expires_ms: int, *value: bytes | bytearray) -> bytes:
     """The bytes of an entry; the parts of the value are joined.
 
     Raises ValueError for a key that is not 32 bytes or a value of 4 GiB, struct.error for a number that is not
     of 64 bits.
     """
-    whole = value[0] if len(value) == 1 else b"".join(value)
-    end = VALUE_AT + len(whole)
+    size = 0
+    for part in value:
+        size += len(part)
+    end = VALUE_AT + size
     if len(key) != KEY_BYTES or end > _MAX_END:
-        raise ValueError(f"no entry: a key of {len(key)} bytes, a value of {len(whole)}")
+        raise ValueError(f"no entry: a key of {len(key)} bytes, a value of {size}")
     head = _HEAD.pack(key, stamp, created_ms, expires_ms, FORMAT | end)
     padding = _PADDING[end % UNIT_BYTES]
     if end > _LARGE:
         checksum = xxhash.xxh3_64(head)
-        checksum.update(whole)
-        checksum.update(padding)
-        return b"".join((_CHECKSUM.pack(checksum.intdigest()), head, whole, padding))
-    body = b"".join((head, whole, padding))
+        for part in (*value, padding):
+            checksum.update(part)
+        return b"".join((_CHECKSUM.pack(checksum.intdigest()), head, *value, padding))
+    body = b"".join((head, *value, padding))
     return _CHECKSUM.pack(_xxh3(body)) + body
 
 

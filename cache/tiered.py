@@ -75,7 +75,7 @@ class Tiers:
             self._l1.put(key, pack(key, stamp, entry.created_ms, expires_ms, value), now_ms)
         return entry
 
-    def fill(self, key: Key, stamp: int, now_ms: int, ttl_ms: int | None, *value: bytes) -> None:
+    def fill(self, key: Key, stamp: int, now_ms: int, ttl_ms: int | None, *value: bytes | bytearray) -> None:
         """Put a new answer into both; ``ttl_ms`` instead of their own lives."""
         if self._l1 is not None:
             expires_ms = now_ms + (self.l1_ttl_ms if ttl_ms is None else ttl_ms)

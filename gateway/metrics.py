@@ -52,7 +52,7 @@ BYPASSES = Family(
 )
 FLIGHTS = Family(
     "penstock_flights_total",
-    "Requests that missed the cache: led asked upstream, followed got another's answer, lost saw their leader die.",
+    "Upstream calls for cacheable requests (led), requests that followed one, and leaders that were lost meanwhile.",
     "counter",
     ("role",),
 )

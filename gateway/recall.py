@@ -7,6 +7,7 @@ queue and no tally. What is stored where, and for how long, is the tiers' busine
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from time import monotonic_ns
 
 from ..cache.digest import Key
 from ..cache.entry import Entry
@@ -17,7 +18,7 @@ from ..cache.tiered import Tiers
 from .caching import Directives
 from .dialects import WORDS
 from .parse import Request
-from .record import Reader, Record, pack
+from .record import Reader, Record, Writer, cut, whole
 from .upstream.h1 import MAX_CUTS
 
 _Fields = list[tuple[str, str]]
@@ -31,10 +32,14 @@ _SCOPES = 4096
 class Question:
     """One cacheable request: its key, the epochs it was asked under, and what it says about caching."""
 
-    __slots__ = ("key", "request", "stamp", "wanted")
+    __slots__ = ("asked_ns", "flight", "key", "request", "stamp", "wanted")
 
     def __init__(self, key: Key, stamp: int, wanted: Directives, request: Request) -> None:
+        #: CLOCK_MONOTONIC, before anything was looked up
+        self.asked_ns = monotonic_ns()
         self.key = key
+        #: what a flight goes by: who asks after a flush joins none that was begun before it
+        self.flight = key if not stamp else _stamped(key, stamp)
         self.stamp = stamp
         self.wanted = wanted
         self.request = request
@@ -49,6 +54,10 @@ class Question:
         return count
 
 
+def _stamped(key: Key, stamp: int) -> Key:
+    return Key(key[:-8] + (int.from_bytes(key[-8:], "little") ^ stamp).to_bytes(8, "little"))
+
+
 class Recall:
     """One worker's memory of answers. ``now_ms`` is the wall clock."""
 
@@ -57,6 +66,7 @@ class Recall:
         self.now_ms = now_ms
         self.tiers = tiers
         self._reader = Reader()
+        self._writer = Writer()
         self._scopes: dict[tuple[str, str], Scope] = {}
 
     def question(self, key: Key, model: str, tenant: str, wanted: Directives, request: Request) -> Question:
@@ -126,19 +136,20 @@ class Recall:
         if not 200 <= status < 300 or not question.wanted.write or len(body) > self.max_entry:
             return False
         words = WORDS[question.request.endpoint.dialect]
-        lengths: list[int] = []
+        head = self._writer.head(status, fields)
+        if head is None:
+            return False
         if cuts is None:
-            if not words.may_keep_whole(bytes(body)):
+            if not words.may_keep_whole(body):
                 return False
+            parts = whole(head, body)
         elif len(cuts) >= MAX_CUTS or not words.may_keep_stream(bytes(body), question.choices()):
             return False
         else:
             ends = cuts if cuts and cuts[-1] == len(body) else [*cuts, len(body)]
-            lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-        for name, value in fields:
-            if name == "cache-control" and "no-store" in value.lower():
-                return False
-        parts = pack(status, fields, bytes(body), lengths)
+            parts = cut(
+                head, bytes(body), [end - start for start, end in zip([0, *ends], ends, strict=False)]
+            )
         if sum(map(len, parts)) > self.max_entry:
             return False
         self.tiers.fill(question.key, question.stamp, self.now_ms(), question.wanted.ttl_ms, *parts)

@@ -48,12 +48,39 @@ class Record:
         return made
 
 
-def pack(status: int, fields: _Fields, body: bytes, cuts: Sequence[int] = ()) -> tuple[bytes, ...]:
-    """The parts of the value. ``fields`` are ASCII; ``cuts`` are lengths that add up to the body's."""
-    text = "".join([f"{name}\0{value}\0" for name, value in fields if name not in _NOT_KEPT])
-    head = _STATUS.pack(status) + text.encode("ascii")
-    lengths = struct.pack(f"<{len(cuts)}I", *cuts) if cuts else b""
-    return _LENGTHS.pack(len(head), len(cuts)), head, lengths, body
+def whole(head: bytes, body: bytes | bytearray) -> tuple[bytes | bytearray, ...]:
+    """The parts of the value of an answer that is no stream."""
+    return _LENGTHS.pack(len(head), 0) + head, body
+
+
+def cut(head: bytes, body: bytes, lengths: Sequence[int]) -> tuple[bytes, ...]:
+    """The parts of the value of a stream whose pieces have these lengths; they add up to the body's."""
+    count = len(lengths)
+    return _LENGTHS.pack(len(head), count), head, struct.pack(f"<{count}I", *lengths), body
+
+
+class Writer:
+    """Makes heads; remembers them, so that a usual one costs one look-up."""
+
+    __slots__ = ("_heads",)
+
+    def __init__(self) -> None:
+        self._heads: dict[tuple[object, ...], bytes | None] = {}
+
+    def head(self, status: int, fields: _Fields) -> bytes | None:
+        """The head of an answer with these fields, which are ASCII; None when they say that it is not to be kept."""
+        named = (status, *fields)
+        try:
+            return self._heads[named]
+        except KeyError:
+            pass
+        made: bytes | None = None
+        if not any(name == "cache-control" and "no-store" in value.lower() for name, value in fields):
+            text = "".join([f"{name}\0{value}\0" for name, value in fields if name not in _NOT_KEPT])
+            made = _STATUS.pack(status) + text.encode("ascii")
+        if len(self._heads) < _REMEMBERED:
+            self._heads[named] = made
+        return made
 
 
 class Reader:

@@ -37,6 +37,7 @@ class App:
         self._admin = admin
         self._loop = worker.loop
         self._watch = worker.watch
+        self._turn = worker.turn
         self._seldom = Seldom()
         self._metrics = worker.metrics
         self._observers: dict[Endpoint, tuple[Observe, Observe]] = {}
@@ -76,7 +77,8 @@ class App:
             self._watch.remove(exchange)
             if exchange.held_bytes:
                 self.worker.release(exchange.held_bytes)
-            self._record(exchange, endpoint, path, started)
+            total = perf_counter_ns() - started if started else 0
+            self._turn.add(self._record, exchange, endpoint, path, started, total)
             exchange.let_go()
 
     def _fail(self, exchange: Exchange, fault: Fault) -> None:
@@ -114,9 +116,10 @@ class App:
             headers.append(("retry-after-ms", str(round(fault.retry_after_s * 1000))))
         exchange.respond(fault.status, headers, words.error_body(fault))
 
-    def _record(self, exchange: Exchange, endpoint: Endpoint | None, path: str, started: int) -> None:
+    def _record(
+        self, exchange: Exchange, endpoint: Endpoint | None, path: str, started: int, total: int
+    ) -> None:
         status = exchange.status
-        total = perf_counter_ns() - started if started else 0
         name = endpoint.path if endpoint is not None else "other"
         self._metrics.request(exchange.model, name, status, exchange.cache)
         if endpoint is not None and started:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from time import perf_counter_ns
 
 from ..cache.l2 import Lease
@@ -30,6 +30,7 @@ from .raw import ClientGone, Out, RawRequest
 from .recall import Kept, Question, Recall
 from .respond import is_event_stream
 from .ticket import Head, LeaderLost, Ticket
+from .turn import Turn
 
 _MISSED, _JOINED = Outcome.MISS.value, Outcome.COALESCED.value
 _MISS = (("x-penstock-cache", _MISSED),)
@@ -37,6 +38,8 @@ _COALESCED = ("x-penstock-cache", _JOINED)
 
 #: Turns of the loop that a mark is tried for while another process writes beside it (microseconds each).
 _BUSY_TURNS = 20
+#: A mark means nothing after this long; a leader that hangs is found by its heartbeat long before.
+_LONGEST_S = 86_400.0
 #: Leaders that may be lost under one request before it asks upstream by itself.
 _LOST_LEADERS = 8
 
@@ -52,6 +55,7 @@ class Sharing:
         dispatch: Dispatch,
         answering: Answering,
         metrics: Metrics,
+        turn: Turn,
         *,
         lease_s: float,
         clock: Callable[[], float],
@@ -64,42 +68,58 @@ class Sharing:
         self._dispatch = dispatch
         self._answering = answering
         self._metrics = metrics
+        self._turn = turn
 
-    async def fly(self, question: Question, errand: Errand, lease: Lease, out: Out, life: Life) -> None:
+    def fly(
+        self, question: Question, errand: Errand, lease: Lease, out: Out, life: Life
+    ) -> Coroutine[None, None, None]:
         """Answer a question that is not kept: by asking upstream, or with the answer that somebody is asking for."""
-        key = question.key
+        flight = self._flights.get(question.flight)
+        if flight is None:
+            claim = self._flights.claim(question.flight, _LONGEST_S)
+            if claim is Claim.LED:
+                flight = self._flights.open(question.flight)
+                return self._lead(flight, question, errand, lease, out, life)
+            return self._fly(claim, question, errand, lease, out, life)
+        return self._fly(flight, question, errand, lease, out, life)
+
+    async def _fly(
+        self,
+        found: Flight | Claim | tuple[int, int],
+        question: Question,
+        errand: Errand,
+        lease: Lease,
+        out: Out,
+        life: Life,
+    ) -> None:
+        """As :meth:`fly`, when somebody else has the question already or nobody can tell."""
+        key, flights = question.flight, self._flights
         busy = lost = 0
-        while lost < _LOST_LEADERS and busy < _BUSY_TURNS:
-            flight = self._flights.get(key)
-            if flight is not None:
-                ticket: Ticket = flight.join()
+        while found is not Claim.FULL and lost < _LOST_LEADERS and busy < _BUSY_TURNS:
+            if found is Claim.LED:
+                await self._lead(flights.open(key), question, errand, lease, out, life)
+                return
+            if found is Claim.BUSY:
+                busy += 1
+                await asyncio.sleep(0)
             else:
-                claim = self._flights.claim(key, _deadline_s(errand.model))
-                if claim is Claim.LED:
-                    await self._lead(self._flights.open(key), question, errand, lease, out, life)
+                ticket: Ticket = found.join() if isinstance(found, Flight) else flights.remote(found, key)
+                try:
+                    await self._follow(ticket, errand, out, life)
                     return
-                if claim is Claim.BUSY:
-                    busy += 1
-                    await asyncio.sleep(0)
-                    continue
-                if claim is Claim.FULL:
-                    break
-                ticket = self._flights.remote(claim, key)
-            try:
-                await self._follow(ticket, errand, out, life)
-                return
-            except LeaderLost:
-                lost += 1
-                self._metrics.count(FLIGHTS, "lost")
-            kept = self._recall.near(question)
-            if kept is not None:
-                await self.give(kept, errand.endpoint, errand.raw, out, life)
-                return
+                except LeaderLost:
+                    lost += 1
+                    self._metrics.count(FLIGHTS, "lost")
+                kept = self._recall.near(question)
+                if kept is not None:
+                    await self.give(kept, errand.endpoint, errand.raw, out, life)
+                    return
+            found = flights.get(key) or flights.claim(key, _LONGEST_S)
         await self.alone(question, errand, lease, out, life)
 
     async def alone(self, question: Question, errand: Errand, lease: Lease, out: Out, life: Life) -> None:
         """Ask upstream for this request alone, and keep the answer."""
-        await self._lead(self._flights.private(question.key), question, errand, lease, out, life)
+        await self._lead(self._flights.private(question.flight), question, errand, lease, out, life)
 
     async def give(self, kept: Kept, endpoint: Endpoint, raw: RawRequest, out: Out, life: Life) -> None:
         """Give an answer that is kept."""
@@ -111,86 +131,111 @@ class Sharing:
     async def _lead(
         self, flight: Flight, question: Question, errand: Errand, lease: Lease, out: Out, life: Life
     ) -> None:
-        kept: Kept | None = None
-        stored = False
-        deadline_s = _deadline_s(errand.model)
+        """Admit, choose, lease, ask, keep, and share what comes."""
+        stored = later = False
+        recall, model = self._recall, errand.model
         try:
             if question.wanted.shared:
-                # somebody may have led, kept the answer and let go between our look and our claim
-                kept = self._recall.near(question)
+                kept: Kept | None = None
+                if self._flights.cleared_ns >= question.asked_ns:
+                    # somebody may have led, kept the answer and let go between our look and our claim
+                    kept = recall.near(question)
                 if kept is None and lease is Lease.OTHER:
                     # a stream is begun by oneself rather than waited for to its end
-                    patience_s = self.lease_s if question.request.stream else deadline_s
-                    found = await self._recall.awaited(question, self._clock() + patience_s)
+                    patience_s = self.lease_s if question.request.stream else _deadline_s(model)
+                    found = await recall.awaited(question, self._clock() + patience_s)
                     if isinstance(found, Lease):
                         lease = found
                     else:
                         kept = found
-            if kept is None:
+                if kept is not None:
+                    self._flights.close(flight)
+                    await self.give(kept, errand.endpoint, errand.raw, out, life)
+                    return
                 if lease is Lease.MINE:
-                    self._recall.hold(question)
-                self._metrics.count(FLIGHTS, "led")
-                life.cache = _MISSED
-                life.flight = flight
-                flight.on_last_left = life.abandon
-                stored = await self._ask(flight, question, errand, out, life)
+                    recall.hold(question)
+            life.cache = _MISSED
+            life.flight = flight
+            flight.on_last_left = life.abandon
+            if not self._admission.try_enter(model):
+                await self._admission.queue(model, life)
+            try:
+                if question.request.stream:
+                    errand.cuts = []
+                sent = await self._dispatch.send(errand, life)
+                try:
+                    call = sent.call
+                    status = call.status
+                    fields, media = self._answering.fields(sent)
+                    if 200 <= status < 300 and is_event_stream(media):
+                        head = Head(status, fields, media, None)
+                        stored = await self._share_stream(flight, question, errand, sent, head, out, life)
+                    elif not call.complete:
+                        head = Head(status, fields, media, None)
+                        stored = await self._share_whole(flight, question, errand, sent, head, out, life)
+                    else:
+                        # who asks again before it is kept finds the flight
+                        flight.respond(Head(status, fields, media, call.body))
+                        later = True
+                        self._turn.add(self._settle, flight, question, status, fields, call.body, lease)
+                        if life.left:
+                            raise ClientGone
+                        life.status = status
+                        out.respond(status, fields + mine(errand.raw, sent, _MISS), call.body)
+                finally:
+                    sent.end()
+            finally:
+                self._admission.leave(model)
         except Fault as fault:
             flight.fail(fault)
             raise
         finally:
             life.flight = None
-            self._flights.close(flight)
-            if lease is Lease.MINE and not stored:
-                self._recall.give_up(question)
-        if kept is not None:
-            await self.give(kept, errand.endpoint, errand.raw, out, life)
+            if not later:
+                self._flights.close(flight)
+                if lease is Lease.MINE and not stored:
+                    recall.give_up(question)
 
-    async def _ask(self, flight: Flight, question: Question, errand: Errand, out: Out, life: Life) -> bool:
-        """Admit, choose, lease, ask, and share what comes; whether it was kept."""
-        model = errand.model
-        if not self._admission.try_enter(model):
-            await self._admission.queue(model, life)
+    def _settle(
+        self,
+        flight: Flight,
+        question: Question,
+        status: int,
+        fields: list[tuple[str, str]],
+        body: bytes,
+        lease: Lease,
+    ) -> None:
+        """Keep a whole answer, then end its flight."""
+        self._metrics.count(FLIGHTS, "led")
         try:
-            if question.request.stream:
-                errand.cuts = []
-            sent = await self._dispatch.send(errand, life)
-            try:
-                fields, media = self._answering.fields(sent)
-                head = Head(sent.call.status, fields, media, None)
-                if 200 <= head.status < 300 and is_event_stream(media):
-                    return await self._share_stream(flight, question, errand, sent, head, out, life)
-                return await self._share_whole(flight, question, errand, sent, head, out, life)
-            finally:
-                sent.end()
+            stored = self._recall.keep(question, status, fields, body, None)
         finally:
-            self._admission.leave(model)
+            self._flights.close(flight)
+        if lease is Lease.MINE and not stored:
+            self._recall.give_up(question)
 
     async def _share_whole(
         self, flight: Flight, question: Question, errand: Errand, sent: Sent, head: Head, out: Out, life: Life
     ) -> bool:
-        call, account = sent.call, None
+        """As the end of :meth:`_lead`, for an answer that is still to be gathered."""
+        self._metrics.count(FLIGHTS, "led")
+        account = self._answering.account(sent.call)
         try:
-            if call.complete:
-                head.body = call.body
-            else:
-                account = self._answering.account(call)
-                head.body = await self._answering.gather(call, account)
-            body = head.body
-            # kept before anybody is told: who asks again on seeing the answer finds it
+            head.body = body = await self._answering.gather(sent.call, account)
             stored = self._recall.keep(question, head.status, head.headers, body, None)
             flight.respond(head)
             if life.left:
                 raise ClientGone
-            fields = [*head.headers, *mine(errand.raw, sent, _MISS)]
+            fields = head.headers + mine(errand.raw, sent, _MISS)
             await self._answering.whole(head.status, fields, body, out, life)
         finally:
-            if account is not None:
-                account.release()
+            account.release()
         return stored
 
     async def _share_stream(
         self, flight: Flight, question: Question, errand: Errand, sent: Sent, head: Head, out: Out, life: Life
     ) -> bool:
+        self._metrics.count(FLIGHTS, "led")
         place = flight.lead()  # taken first: what has come already may be too long for anybody to join
         flight.begin(head, sent.call)
         try:

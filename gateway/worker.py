@@ -38,6 +38,7 @@ from .recall import Recall
 from .sharing import Sharing
 from .sticky import Sticky
 from .sweep import Sweep
+from .turn import Turn
 from .upstream.connector import Connector
 from .upstream.dns import Resolver
 from .upstream.origin import Origin
@@ -84,6 +85,7 @@ class Worker:
         self.meter = AckMeter()
         self.metrics = Metrics(CounterRow(segment, slot))
         self.watch = Watch(loop)
+        self.turn = Turn(loop)
         self.sweep = Sweep(port if port is not None else published.config.listen.port, self.watch.clients)
         self.loop = loop
         self._environ = environ
@@ -122,7 +124,7 @@ class Worker:
         self._answering = Answering(self.metrics, self.buffers, config.limits.max_response, loop)
         recall = Recall(self.memory.tiers, config.cache.l1.max_entry, _now_ms)
         self._sharing = Sharing(
-            *(self.flights, recall, self.admission, dispatch, self._answering, self.metrics),
+            *(self.flights, recall, self.admission, dispatch, self._answering, self.metrics, self.turn),
             lease_s=config.cache.l2.lease_ms / 1000 if config.cache.l2 else 0.0,
             clock=clock,
         )
@@ -225,8 +227,8 @@ class Worker:
 
     @property
     def inflight(self) -> int:
-        """Requests that are being answered."""
-        return len(self.watch)
+        """Requests that are being answered, those of other workers' followers among them."""
+        return len(self.watch) + self.flights.serving
 
     def cut(self) -> None:
         """End every request that is still open: streams by their error frame, waiters by 503."""
@@ -234,13 +236,14 @@ class Worker:
 
     async def close(self) -> None:
         """Close every upstream connection, and the cache."""
-        await self.flights.stop()
-        await self.memory.close()
+        self.turn.finish()
         for backend in self.fleet.backends:
             await backend.pool.close()
         self._resolver.close()
         self.sweep.close()
         self.meter.close()
+        await self.memory.close()
+        await self.flights.stop()
 
     # ---- pools
 

@@ -43,7 +43,7 @@ class DialectWords(Protocol):
         ``choices``: how many the request asked for, at least.
         """
 
-    def may_keep_whole(self, body: bytes) -> bool:
+    def may_keep_whole(self, body: bytes | bytearray) -> bool:
         """Whether a 2xx answer that is no stream says that it is whole."""
 
 

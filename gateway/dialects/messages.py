@@ -46,6 +46,6 @@ class Messages:
         """``message_stop`` at the end, and no ``error`` before it."""
         return whole(self.stream_end(), body)
 
-    def may_keep_whole(self, body: bytes) -> bool:
+    def may_keep_whole(self, body: bytes | bytearray) -> bool:
         """Every one."""
         return True

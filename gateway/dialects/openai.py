@@ -63,9 +63,9 @@ class OpenAI:
                 finished[choice.index] = finished.get(choice.index, False) or choice.finish_reason is not None
         return done and len(finished) >= choices and all(finished.values())
 
-    def may_keep_whole(self, body: bytes) -> bool:
+    def may_keep_whole(self, body: bytes | bytearray) -> bool:
         """None that was broken off by the server (vLLM's ``finish_reason`` "abort" and "error")."""
-        return _BROKEN_OFF.search(body) is None
+        return (b'"abort"' not in body and b'"error"' not in body) or _BROKEN_OFF.search(body) is None
 
 
 class _Choice(msgspec.Struct):

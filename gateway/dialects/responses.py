@@ -43,7 +43,7 @@ class Responses:
         """``response.completed`` at the end; what is incomplete may be complete the next time."""
         return whole(EventMarker((b"response.completed",), (b"error", b"response.failed")), body)
 
-    def may_keep_whole(self, body: bytes) -> bool:
+    def may_keep_whole(self, body: bytes | bytearray) -> bool:
         """A response whose ``status`` is ``completed``."""
         try:
             return _status(body).status == "completed"

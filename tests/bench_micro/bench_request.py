@@ -7,6 +7,7 @@ Python. It is the sum that the other steps are parts of.
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 

@@ -17,7 +17,7 @@ from ..support.lines import Line, ask, calls, question
 from ..support.procs import wait_until
 from ..support.sim import Simulator, simulator
 from ..support.staged import Staged, chunk, head, staged
-from .test_cache_store import DONE, event
+from .test_cache_store import DONE, event, joined
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_a_hit_is_answered_while_every_place_is_taken_and_the_queue_is_full(sim:
         plane.ticks = True
         # who asks what another is asking already needs no place either
         joined = Line(plane.port).put(question("running"))
-        plane.wait_for(requests=3)
+        joined(plane, 1)
         sim.faults({})
         assert [line.receive().cache for line in (running, queued, joined)] == ["MISS", "MISS", "COALESCED"]
         for line in (running, queued, joined):

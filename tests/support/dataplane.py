@@ -180,7 +180,7 @@ class DataPlane:
         for name, cells in read_counters(self.segment, 0):
             family, labels = _series(name)
             if family == "penstock_requests_total":
-                counted[labels[-1]] = counted.get(labels[-1], 0) + cells[0]
+                counted[labels[2]] = counted.get(labels[2], 0) + cells[0]
         return counted
 
     def assert_no_trouble(self) -> None:

@@ -10,7 +10,7 @@ from penstock.cache.digest import Key
 from penstock.cache.entry import Entry
 from penstock.cache.entry import pack as pack_entry
 from penstock.cache.entry import read as read_entry
-from penstock.gateway.record import Reader, pack
+from penstock.gateway.record import Reader, Writer, cut, whole
 
 KEY = Key(bytes(32))
 
@@ -25,7 +25,15 @@ fields = st.lists(
 )
 
 
-def entry(*value: bytes) -> Entry:
+def pack(
+    status: int, named: list[tuple[str, str]], body: bytes, lengths: list[int] | None = None
+) -> tuple[bytes | bytearray, ...]:
+    head = Writer().head(status, named)
+    assert head is not None
+    return cut(head, body, lengths) if lengths else whole(head, body)
+
+
+def entry(*value: bytes | bytearray) -> Entry:
     found = read_entry(pack_entry(KEY, 0, 0, 10, *value), KEY, 0, 0)
     assert found is not None
     return found

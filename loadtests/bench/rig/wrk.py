@@ -19,6 +19,9 @@ from .process import RigError
 #: Stands in a body where the number of a key goes.
 KEY = "@key@"
 
+#: Requests made before the clock runs, for each second of load; made while it runs they cost wrk its rate.
+_MADE_PER_S = 45_000
+
 _REQUEST = """\
 wrk.method = "POST"
 wrk.headers["content-type"] = "application/json"
@@ -39,13 +42,17 @@ function request() return requests[math.random({keys})] end
 _OF_NEW_KEYS = """\
 wrk.method = "POST"
 wrk.headers["content-type"] = "application/json"
-local number, mine
+local requests, number, mine = {{}}, 0, ""
 local threads = 0
 function setup(thread) thread:set("id", threads); threads = threads + 1 end
-function init(args) number = 0; mine = "{seed}-" .. id .. "-" end
+function init(args)
+  mine = "{seed}-" .. id .. "-"
+  for i = 1, {made} do requests[i] = make(i) end
+end
+function make(i) return wrk.format(nil, nil, nil, [==[{before}]==] .. mine .. i .. [==[{after}]==]) end
 function request()
   number = number + 1
-  return wrk.format(nil, nil, nil, [==[{before}]==] .. mine .. number .. [==[{after}]==])
+  return requests[number] or make(number)
 end
 """
 _DONE = """\
@@ -128,7 +135,8 @@ class Wrk:
         """
         before, after = body.decode().split(KEY)
         kind = _OF_KEYS if keys else _OF_NEW_KEYS
-        script = kind.format(seed=seed, keys=keys, before=before, after=after) + _DONE
+        made = round(seconds * _MADE_PER_S)
+        script = kind.format(seed=seed, keys=keys, made=made, before=before, after=after) + _DONE
         return Load(**self._script(url, script, connections, seconds))
 
     def verify(
