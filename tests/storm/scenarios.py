@@ -288,22 +288,29 @@ class Stage:
             self.world.arena.lock.unlock(0)
 
     def faults(self) -> list[str]:
-        """What is wrong with the cache now that the victim is dead. Those beside it live during the first look only."""
+        """What is wrong with the cache now that the victim is dead: first with those beside it, then without."""
         found = self.world.faults()
         life = self.world.join(VICTIM, writes=False)
         found += wrong(life, self.journal, self.journal.readable())
         life.vanish()
-        for life in self._beside:
-            life.vanish()
-        if not found:
-            try:
-                found += self.world.fill_faults(self._full)
-            except AssertionError as error:
-                found.append(str(error))
         if self._beside:
+            if self.scenario.geometry.segments > len(self._beside):
+                found += self._filled(found)
+            for life in self._beside:
+                life.vanish()
+            self._beside.clear()
+        found += self._filled(found)
+        if self.scenario.beside:
             self.world.close()
             self._set_up()
         return found
+
+    def _filled(self, found: list[str]) -> list[str]:
+        """What a new writer finds wrong, unless something was found before."""
+        try:
+            return [] if found else self.world.fill_faults(self._full, self._beside)
+        except AssertionError as error:
+            return [str(error)]
 
 
 def medley(seed: int, calls: int) -> Do:

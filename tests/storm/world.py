@@ -10,7 +10,7 @@ import fcntl
 import functools
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from penstock.cache.arena import H_SEQUENCE, ROW_CELLS, Arena, ArenaGeometry
@@ -197,17 +197,21 @@ class World:
         finally:
             life.leave()
 
-    def fill_faults(self, full: int) -> list[str]:
-        """Fill it with a writer of its own: as many entries as `full` must have room, give or take a segment's."""
+    def fill_faults(self, full: int, living: Collection[Life] = ()) -> list[str]:
+        """Fill it with a writer of its own: as many entries as `full` must have room, give or take a segment's.
+
+        living: workers that are there, whose segments are left alone.
+        """
         before = self.sequence()
+        owners = {(life.slot.index, life.slot.generation) for life in living}
         count = self.fill()
         a_segment = self.arena.geometry.segment_bytes // packed_bytes(_FILL_VALUE_BYTES) + 1
         found = [
             f"was not written to again: {row}, sequence {before} before"
             for row in self.rows()
-            if row.sequence <= before
+            if row.sequence <= before and (row.slot, row.generation) not in owners
         ]
-        if count < full - a_segment:
+        if count < full - a_segment * (1 + len(owners)):
             found.append(f"{count} entries have room where {full} had")
         return found + self.faults()
 
