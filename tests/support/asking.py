@@ -9,7 +9,7 @@ import json
 import math
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,6 +22,8 @@ from .scripted import until
 WORDS = 8
 """Of every answer; the simulator's shortest own end."""
 THINKING_S = 0.005
+STAYING = 7
+"""A client comes on a new connection after as many answers to all."""
 _PATH = "/v1/chat/completions"
 
 
@@ -194,6 +196,7 @@ class Traffic:
         self._known = [Question(f"known {seed} {n}", stream=n % 3 == 0) for n in range(known)]
         self._fresh = fresh
         self._new = 0
+        self._again: deque[Question] = deque()  # to be asked once more, perhaps at another gateway
         self._seed = seed
         self._left = most
         self._going = True
@@ -218,8 +221,12 @@ class Traffic:
         chance = self._random
         if chance.random() >= self._fresh:
             return chance.choice(self._known)
+        if len(self._again) > 8 and chance.random() < 0.5:
+            return self._again.popleft()
         self._new += 1
-        return Question(f"new {self._seed} {self._new}", stream=self._new % 3 == 0)
+        question = Question(f"new {self._seed} {self._new}", stream=self._new % 3 == 0)
+        self._again.append(question)
+        return question
 
     async def _client(self, number: int) -> None:
         async with Asker(self._ports[number % len(self._ports)]) as asker:
@@ -236,6 +243,8 @@ class Traffic:
                     self.wrong.append(f"{phase.name}: {question}: {fault!r}")
                     asker.leave()
                 self.done += 1
+                if self.done % STAYING == 0:
+                    asker.leave()  # the next connection may be another worker's
                 await asyncio.sleep(THINKING_S)
 
     @asynccontextmanager
