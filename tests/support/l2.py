@@ -47,6 +47,13 @@ class Place:
                 found |= {(server.port, number) for number in numbers - {mine}}
         return found
 
+    def failed_over(self, old: RedisServer) -> None:
+        """Wait until another server is master in place of one that is gone."""
+        if isinstance(self.whole, SentinelSet):
+            self.whole.another_than(old)
+        elif isinstance(self.whole, ClusterSet):
+            self.whole.taken_over(old)
+
     def holder(self, name: bytes) -> RedisServer:
         """The server that has, or would have, a key."""
         if isinstance(self.whole, ClusterSet):

@@ -29,7 +29,7 @@ class Scene:
 
     sim: Simulator
     redis: RedisServer
-    line: SlowLine
+    line: SlowLine | None
     nodes: list[Gateway]
     off: Gateway | None
     workers: int
