@@ -47,16 +47,16 @@ def plane(front: Tap) -> Iterator[DataPlane]:
 
 
 class Time:
-    """Moves the wall clock of the cache's reader, forwards only: nothing here waits for a life to end."""
+    """Stands in for the wall clock of the cache: it stands still but for what is let pass."""
 
     def __init__(self, plane: DataPlane) -> None:
         self._recall = plane.worker.pipeline._recall
         self._true = self._recall.now_ms
-        self._ahead_ms = 0
+        self._now_ms = self._true()
+        self._recall.now_ms = lambda: self._now_ms
 
     def pass_by(self, seconds: float) -> None:
-        self._ahead_ms += int(seconds * 1000)
-        self._recall.now_ms = lambda: self._true() + self._ahead_ms
+        self._now_ms += round(seconds * 1000)
 
     def right(self) -> None:
         self._recall.now_ms = self._true

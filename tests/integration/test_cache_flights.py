@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -20,6 +21,7 @@ from ..support.lines import Answer, Line, ask, calls, holder, line_to, question
 from ..support.procs import free_port, is_running, wait_until
 from ..support.sim import Simulator, simulator
 from ..support.staged import Staged, head, staged, whole
+from ..support.wire import request
 
 HELD = {"kind": "hang", "stage": "headers"}
 HELD_AMID = {"kind": "hang", "stage": "stream", "after": 3}
@@ -81,20 +83,25 @@ def outcomes(answers: list[Answer]) -> dict[str | None, int]:
     return counted
 
 
-def all_read(node: Gateway, count: int) -> None:
-    """Wait until so many requests were read by their workers: nothing of them is left in the kernel.
+def all_joined(node: Gateway, count: int) -> None:
+    """Wait until so many requests were read by their workers, and each loop has gone round a few times since.
 
-    Who has read a request joins or leads before it does anything else, so those not yet answered are all in a flight.
+    Who has read a request joins or leads at once, so those not yet answered are all in a flight by then.
     """
     port = f":{node.port:04X}"
 
     def look() -> bool:
-        with open("/proc/net/tcp") as table:
-            rows = [line.split() for line in table][1:]
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
         mine = [row for row in rows if row[1].endswith(port) and row[3] == "01"]
         return len(mine) >= count and all(row[4].endswith(":00000000") for row in mine)
 
     wait_until(look, what=f"{count} requests are read")
+    pids = node.worker_pids()
+    for pid in pids:
+        with line_to(node.port, pid, pids) as line:
+            for _ in range(5):
+                reply = line.send(request("/health", method="GET")).reply()
+                assert reply is not None
 
 
 # ---- one call for all
@@ -110,7 +117,7 @@ def test_two_hundred_identical_questions_through_two_workers_are_one_call(
     each = [stack.enter_context(Line(node.port)) for _ in range(200)]
     for line in each:
         line.put(asked)
-    all_read(node, 200)
+    all_joined(node, 200)
     wait_until(lambda: calls(sim) == 1, what="the one call")
     sim.faults({})
     answers = [line.receive() for line in each]
@@ -132,7 +139,7 @@ def test_each_of_those_who_share_an_answer_keeps_its_own_request_id(
     each = [line for pid in workers(node) for line in lines(node, stack, pid, 3)]
     for i, line in enumerate(each):
         line.put(question("ids", stream=i % 2 == 9), headers={"x-request-id": f"id-{i}"})
-    all_read(node, 6)
+    all_joined(node, 6)
     sim.faults({})
     answers = [line.receive() for line in each]
     assert [answer.header("x-request-id") for answer in answers] == [f"id-{i}" for i in range(6)]
@@ -185,7 +192,7 @@ def test_the_leaders_client_may_leave_and_the_others_are_answered(
     wait_until(lambda: calls(sim) == 1, what="the call")
     for line in (*near, *far):
         line.put(asked)
-    all_read(node, 5)
+    all_joined(node, 5)
     if stream:
         for line in (leader, *near, *far):
             line.receive(chunks=1)
@@ -212,7 +219,7 @@ def test_when_all_have_left_the_call_is_closed(
     each = [line for pid in workers(node) for line in lines(node, stack, pid, 3)]
     for line in each:
         line.put(asked)
-    all_read(node, 6)
+    all_joined(node, 6)
     wait_until(lambda: calls(sim) == 1, what="the call")
     if stage is HELD_AMID:
         for line in each:
@@ -252,7 +259,7 @@ def test_what_the_backend_says_of_a_failure_goes_to_all_who_wait(
     each = [line for pid in workers(node) for line in lines(node, stack, pid, 4)]
     for line in each:
         line.put(asked)
-    all_read(node, 8)
+    all_joined(node, 8)
     wait_until(lambda: backend.received == 1, what="the call")
     backend.go()
     answers = [line.receive() for line in each]
@@ -298,7 +305,7 @@ def test_a_leader_killed_before_its_first_byte_is_one_more_call_and_all_others_a
     wait_until(lambda: calls(sim) == 1, what="the call")
     for line in (*near, *far):
         line.put(asked)
-    all_read(node, 25)
+    all_joined(node, 25)
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: calls(sim) == 2, what="one more call")
     sim.faults({})
@@ -349,7 +356,7 @@ def test_a_leader_killed_amid_a_stream_is_an_error_to_those_with_bytes_and_one_c
     for line in rest:
         line.put(asked)
     wait_until(lambda: calls(sim) == 2, what="one call for the rest")
-    all_read(node, 6)
+    all_joined(node, 6)
     sim.faults({})
     after = [line.receive() for line in rest]
     assert outcomes(after) == {"MISS": 1, "COALESCED": 5}

@@ -192,11 +192,11 @@ def test_a_hit_is_answered_while_every_place_is_taken_and_the_queue_is_full(sim:
         assert calls(sim) == asked
         plane.ticks = True
         # who asks what another is asking already needs no place either
-        joined = Line(plane.port).put(question("running"))
+        third = Line(plane.port).put(question("running"))
         joined(plane, 1)
         sim.faults({})
-        assert [line.receive().cache for line in (running, queued, joined)] == ["MISS", "MISS", "COALESCED"]
-        for line in (running, queued, joined):
+        assert [line.receive().cache for line in (running, queued, third)] == ["MISS", "MISS", "COALESCED"]
+        for line in (running, queued, third):
             line.socket.close()
 
 

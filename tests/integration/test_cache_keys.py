@@ -15,6 +15,7 @@ from ..support.dataplane import DataPlane, data_plane, published
 from ..support.lines import CHAT, Answer, Line, ask, calls, question
 from ..support.sim import Simulator, simulator
 from ..unit.requests import SMALLEST
+from .test_cache_store import joined
 
 
 @pytest.fixture(scope="module")
@@ -164,9 +165,9 @@ class Tenanted:
     def __init__(self, plane: DataPlane) -> None:
         self._serve = plane.worker.pipeline.serve
 
-    async def __call__(self, endpoint: Endpoint, raw: RawRequest, out: Out, life: Any) -> None:
+    def __call__(self, endpoint: Endpoint, raw: RawRequest, out: Out, life: Any) -> Any:
         lines = dict(line.split(": ", 1) for line in raw.forwarded.splitlines())
-        await self._serve(endpoint, raw, out, life, lines["x-tenant"])
+        return self._serve(endpoint, raw, out, life, lines["x-tenant"])
 
 
 def test_tenants_never_see_each_others_answers_nor_join_each_others_flights(sim: Simulator) -> None:
@@ -191,6 +192,7 @@ def test_tenants_never_see_each_others_answers_nor_join_each_others_flights(sim:
             for tenant in ("a", "b", "a", "b")
         ]
         plane.wait_for(requests=4, calls=2)
+        joined(plane, 2)
         sim.faults({})
         assert sorted(line.receive().cache or "" for line in lines) == ["COALESCED"] * 2 + ["MISS"] * 2
         assert calls(sim) == before + 2
