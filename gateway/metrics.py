@@ -102,6 +102,9 @@ LAG_MAX = Family(
     scale=1 / _NS,
     worker=True,
 )
+TASKS = Family(
+    "penstock_tasks", "What a worker's loop has to do: its asyncio tasks, every 10 s.", "gauge", worker=True
+)
 CONNECTIONS = Family(
     "penstock_upstream_connections", "Upstream connections.", "gauge", ("backend", "state"), worker=True
 )
@@ -111,7 +114,7 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         *(REQUESTS, BYPASSES, FLIGHTS, STORES, ADDED, DURATION, RETRIES, UPSTREAM_FAULTS, PAUSES),
-        *(LAG, LAG_MAX, CONNECTIONS),
+        *(LAG, LAG_MAX, TASKS, CONNECTIONS),
     )
 }
 

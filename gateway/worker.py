@@ -32,7 +32,7 @@ from .errors import Fault, Kind
 from .fleet import Backend, build
 from .flights import Flights
 from .memory import Memory
-from .metrics import CONNECTIONS, LAG, LAG_MAX, Metrics
+from .metrics import CONNECTIONS, LAG, LAG_MAX, TASKS, Metrics
 from .pipeline import Pipeline
 from .recall import Recall
 from .sharing import Sharing
@@ -136,7 +136,6 @@ class Worker:
             recall=recall,
             sharing=self._sharing,
             sticky=sticky,
-            metrics=self.metrics,
         )
         self._observe_lag = self.metrics.histogram(LAG)
         self._read_health()
@@ -180,6 +179,7 @@ class Worker:
                 self.metrics.gauge(CONNECTIONS, backend.name, "active", value=pool.active)
         if self._ticks % _LAG_WINDOW == 0:
             self._lag_max_ns = 0
+            self.metrics.gauge(TASKS, value=len(asyncio.all_tasks(self.loop)))
 
     def _read_health(self) -> None:
         for backend in self.fleet.backends:
