@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from ..corpus import Trace, answer_bytes, drift, equal_bytes, loop, scans, zipf
 
@@ -18,8 +19,13 @@ def corpora(scale: float, seed: int) -> dict[str, Callable[[], Trace]]:
     are all header and segment ends, and nobody has them.
     """
     objects, requests = max(100, int(100_000 * scale)), max(1000, int(800_000 * scale))
-    mixed = {"objects": objects, "requests": requests, "seed": seed, "sizes": answer_bytes}
-    equal = {"objects": 3 * objects, "requests": 3 * requests // 2, "seed": seed, "sizes": _EQUAL}
+    mixed: dict[str, Any] = {"objects": objects, "requests": requests, "seed": seed, "sizes": answer_bytes}
+    equal: dict[str, Any] = {
+        "objects": 3 * objects,
+        "requests": 3 * requests // 2,
+        "seed": seed,
+        "sizes": _EQUAL,
+    }
     turn = max(100, requests // 40)  # between scans
     step = max(10, requests // 400)  # between changes of popularity
 
