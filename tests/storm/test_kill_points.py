@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from .killing import Rehearsed, kill_at_each, kill_points, meet_at_each, one_each, rehearsed, unreached
-from .scenarios import SCENARIOS
+from .scenarios import FULL, GEOMETRY, SCENARIOS, SMALL, VICTIM, Hand, Journal
+from .world import World
 
 EVERY = 25
 
@@ -52,3 +53,15 @@ def test_a_writer_held_up_at_any_instruction_while_another_stores_leaves_a_whole
     done = meet_at_each(one_each(alone, random.Random(21), EVERY))
     with capsys.disabled():
         print(f"\n{done}")
+
+
+def test_a_moved_entry_is_found_when_its_old_place_is_overwritten() -> None:
+    world, journal = World.make(GEOMETRY), Journal()
+    hand = Hand(world, world.join(VICTIM), journal)
+    hand.puts(FULL)
+    assert hand.get(1)
+    hand.put(50, SMALL)
+    hand.puts(range(51, 53))
+    assert hand.get(1)
+    hand.life.leave()
+    world.close()
