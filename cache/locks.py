@@ -26,6 +26,8 @@ import struct
 
 # struct flock on 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid. OFD locks want l_pid 0.
 _FLOCK = struct.Struct("@hhqqi4x")
+_SETLK = fcntl.F_OFD_SETLK
+_fcntl = fcntl.fcntl
 
 
 class Stripes:
@@ -52,7 +54,7 @@ class Stripes:
         if i in self._held:
             return False
         try:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, request)
+            _fcntl(self._fd, _SETLK, request)
         except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: another description holds it
             return False
         self._held.add(i)
@@ -61,7 +63,7 @@ class Stripes:
     def unlock(self, i: int) -> None:
         """Give lock i back; no harm done when this object does not hold it."""
         if i in self._held:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, self._unlock[i])
+            _fcntl(self._fd, _SETLK, self._unlock[i])
             self._held.discard(i)
 
     def unlock_all(self) -> None:

@@ -110,6 +110,11 @@ def read_slot(segment: Segment, index: int) -> SlotInfo:
     )
 
 
+def claimed(segment: Segment, index: int) -> bool:
+    """Whether a slot's row says that somebody has it, alive or not yet swept; one load."""
+    return segment.cells[_row(segment, index) + _CLAIMED] != 0
+
+
 def alive(segment: Segment, index: int, generation: int) -> bool:
     """Whether one life of one worker still runs: the slot has that generation (32 bits count) and its lock is held.
 

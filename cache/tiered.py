@@ -19,7 +19,7 @@ from .l2 import L2, Lease
 class Tiers:
     """L1 and L2, either of which may be missing. The lives, in milliseconds, may change at a reload."""
 
-    __slots__ = ("_l1", "_l2", "epochs", "l1_ttl_ms", "l2_ttl_ms")
+    __slots__ = ("_l1", "_l2", "epochs", "l1_ttl_ms", "l2_ttl_ms", "near")
 
     def __init__(
         self,
@@ -34,11 +34,9 @@ class Tiers:
         self.l1_ttl_ms = l1_ttl_ms
         self.l2_ttl_ms = l2_ttl_ms
         self._l1 = l1
+        #: what shared memory holds for (key, stamp, now_ms); an attribute, so that a hit enters one frame less
+        self.near: Callable[[Key, int, int], Entry | None] = l1.get if l1 is not None else _nothing
         self._l2 = l2
-
-    def near(self, key: Key, stamp: int, now_ms: int) -> Entry | None:
-        """What shared memory holds."""
-        return None if self._l1 is None else self._l1.get(key, stamp, now_ms)
 
     @property
     def reaches_far(self) -> bool:
@@ -90,3 +88,7 @@ class Tiers:
         """Let go of the lease: nothing will be stored."""
         if self._l2 is not None:
             self._l2.give_up(key)
+
+
+def _nothing(key: Key, stamp: int, now_ms: int) -> Entry | None:
+    return None

@@ -7,7 +7,7 @@ one of unknown length is gathered, and counted while it is held.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Protocol
 
 from .buffers import Answer, Buffers
@@ -52,44 +52,52 @@ class Answering:
         """The fields of an answer that every client may have, and its Content-Type."""
         return self._headers.downstream(sent.call.headers)
 
-    async def answer(self, errand: Errand, sent: Sent, more: Fields, out: Out, life: Life) -> None:
-        """Give one client what a backend answers; ``more`` are fields of its own."""
+    def answer(
+        self, errand: Errand, sent: Sent, more: Fields, out: Out, life: Life
+    ) -> Coroutine[None, None, None] | None:
+        """Give one client what a backend answers; ``more`` are fields of its own. What is still to be waited for."""
         call = sent.call
         fields, media = self.fields(sent)
         fields += mine(errand.raw, sent, more)
-        # an error that calls itself an event stream passes as it is: it owes nobody a terminal event
-        events = 200 <= call.status < 300 and is_event_stream(media)
         life.status = call.status
-        if call.complete and not events:
+        # an error that calls itself an event stream passes as it is: it owes nobody a terminal event
+        if 200 <= call.status < 300 and is_event_stream(media):
+            return self.stream(errand.endpoint.dialect, call, call.status, fields, out, life)
+        if call.complete:
             out.respond(call.status, fields, call.body)
-        elif events:
-            await self.stream(errand.endpoint.dialect, call, call.status, fields, out, life)
-        elif call.content_length is not None and (
+            return None
+        return self._long(call, fields, out, life)
+
+    async def _long(self, call: Call, fields: list[tuple[str, str]], out: Out, life: Life) -> None:
+        if call.content_length is not None and (
             call.content_length <= UNKNOWN_LIMIT_BYTES or out.acked() is not None
         ):
             # long and of known length: relayed under its own length, so that a cut is seen by the client
             fields.append(("content-length", str(call.content_length)))
             await self._relay(Relay(call, out.stream(call.status, fields), None, self._loop), call, life)
-        else:
-            answer = self._buffers.answer(call)
-            try:
-                await self.whole(call.status, fields, await self.gather(call, answer), out, life)
-            finally:
-                answer.release()
+            return
+        answer = self._buffers.answer(call)
+        try:
+            await self.whole(call.status, fields, await self.gather(call, answer), out, life)
+        finally:
+            answer.release()
 
     async def stream(
         self,
-        dialect: Dialect,
+        dialect: Dialect | None,
         source: Source,
         status: int,
         fields: list[tuple[str, str]],
         out: Out,
         life: Life,
     ) -> None:
-        """Relay a stream to one client, to its terminal event; raises :class:`Fault` for how it failed."""
-        end = WORDS[dialect].stream_end()
+        """Relay a stream to one client, to its terminal event; raises :class:`Fault` for how it failed.
+
+        ``dialect`` is None for a body of known length, which ends where it ends.
+        """
+        end = None if dialect is None else WORDS[dialect].stream_end()
         await self._relay(Relay(source, out.stream(status, fields), end, self._loop), source, life)
-        if end.status != 200:
+        if end is not None and end.status != 200:
             life.status = end.status
 
     async def _relay(self, relay: Relay, source: Source, life: Life) -> None:
@@ -119,14 +127,19 @@ class Answering:
         finally:
             gathered.abort()
 
-    async def again(
+    def again(
+        self, dialect: Dialect, record: Record, fields: list[tuple[str, str]], out: Out, life: Life
+    ) -> Coroutine[None, None, None] | None:
+        """Give an answer that was kept; what is still to be waited for."""
+        life.status = record.status
+        if record.cuts:
+            return self._again(dialect, record, fields, out, life)
+        out.respond(record.status, fields, record.body)
+        return None
+
+    async def _again(
         self, dialect: Dialect, record: Record, fields: list[tuple[str, str]], out: Out, life: Life
     ) -> None:
-        """Give an answer that was kept."""
-        life.status = record.status
-        if not record.cuts:
-            out.respond(record.status, fields, record.body)
-            return
         gathered = Gathered(record.pieces())
         try:
             await self.stream(dialect, gathered, record.status, fields, out, life)

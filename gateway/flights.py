@@ -20,7 +20,7 @@ from pathlib import Path
 from ..cache.digest import Key
 from ..cache.marks import Claim, Marks
 from ..cache.segment import Segment
-from ..cache.slots import alive, heartbeat_ns
+from ..cache.slots import alive, claimed, heartbeat_ns
 from .flight import Flight, Terms
 from .flight_frames import wish
 from .flight_link import Carried, Served
@@ -33,6 +33,8 @@ HANGS_NS = 10_000_000_000
 #: A follower says what it wants within this (s).
 WISH_S = 5.0
 _EVERY_S = 1.0
+#: A mark that is set late stands for this long.
+_MARKED_NS = 3600 * 1_000_000_000
 _BACKLOG = 4096
 _PAUSE_S = 0.005
 #: How often a full backlog is tried again, with a pause in between.
@@ -80,6 +82,8 @@ class Flights:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.AbstractServer | None = None
         self.path = self._path_of(slot, self._generation)
+        self._alone = False
+        self._look_around()
         self._served_all: asyncio.Future[None] | None = None
         self._next_s = 0.0
 
@@ -103,6 +107,8 @@ class Flights:
 
         ``deadline_s`` is how long the flight may take before others no longer wait for a leader that hangs.
         """
+        if self._alone:
+            return Claim.LED
         now_ns = self._clock_ns()
         found = self._marks.claim(key, now_ns, now_ns + int(deadline_s * 1e9))
         return Claim.FULL if found == (self._slot, self._generation) else found
@@ -112,7 +118,20 @@ class Flights:
         """When a flight ended last that might have been for the question claimed last (CLOCK_MONOTONIC): an answer
         that was looked for before that may be kept by now.
         """
-        return self._marks.cleared_ns
+        return 0 if self._alone else self._marks.cleared_ns
+
+    def _look_around(self) -> None:
+        """A worker that is the only one needs no marks. When another one comes (a rolling restart, at the latest),
+        what is in flight here is marked; for a tick the two may ask the same question upstream.
+        """
+        segment, mine = self._segment, self._slot
+        alone = not any(claimed(segment, slot) for slot in range(segment.geometry.slots) if slot != mine)
+        if self._alone and not alone:
+            now_ns = self._clock_ns()
+            for key, flight in self._flights.items():
+                if flight.led_for_all:
+                    self._marks.claim(key, now_ns, now_ns + _MARKED_NS)
+        self._alone = alone
 
     def open(self, key: Key) -> Flight:
         """The flight of a question that this worker leads, its mark claimed."""
@@ -282,6 +301,7 @@ class Flights:
 
         ``now_s`` is the loop's time.
         """
+        self._look_around()
         if now_s < self._next_s:
             return
         self._next_s = now_s + _EVERY_S

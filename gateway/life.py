@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..cache.outcome import NoCache
 from .flight import Flight
 from .relay import Relay
 
@@ -16,6 +17,8 @@ class Life:
     relay: Relay | None = None
     #: how the cache took part: a value of ``Outcome``
     cache = ""
+    #: why it took no part
+    reason: NoCache | None = None
     #: the flight that this request's task carries
     flight: Flight | None = None
     #: its client is gone; the task goes on for others

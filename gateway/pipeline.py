@@ -8,6 +8,8 @@ what it took: the place in the queue, the lease at the backend, the connection.
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
+
 import msgspec
 
 from ..cache.l2 import Lease
@@ -21,18 +23,17 @@ from .errors import Fault, Kind
 from .fingerprint import fingerprint
 from .fleet import Backend, Fleet, Model, Route
 from .life import Life
-from .metrics import BYPASSES, Metrics
 from .parse import Parser, Request
 from .raw import Out, RawRequest
-from .recall import Recall
+from .recall import Question, Recall
 from .sharing import Sharing
 from .sticky import Sticky
 
 TENANT = "default"
 
+_BYPASSED = Outcome.BYPASS.value
 _BYPASS = {
-    reason: (("x-penstock-cache", Outcome.BYPASS.value), ("x-penstock-cache-reason", reason.value))
-    for reason in NoCache
+    reason: (("x-penstock-cache", _BYPASSED), ("x-penstock-cache-reason", reason.value)) for reason in NoCache
 }
 
 
@@ -49,7 +50,6 @@ class Pipeline:
         recall: Recall,
         sharing: Sharing,
         sticky: Sticky,
-        metrics: Metrics,
         parser: Parser | None = None,
     ) -> None:
         self.fleet = fleet
@@ -59,13 +59,16 @@ class Pipeline:
         self._recall = recall
         self._sharing = sharing
         self._sticky = sticky
-        self._metrics = metrics
         self._parser = parser or Parser()
 
-    async def serve(
+    def serve(
         self, endpoint: Endpoint, raw: RawRequest, out: Out, life: Life, tenant: str = TENANT
-    ) -> None:
-        """Answer one request to a proxied endpoint; raises :class:`Fault` for what the client must be told."""
+    ) -> Coroutine[None, None, None] | None:
+        """Answer one request to a proxied endpoint; raises :class:`Fault` for what the client must be told.
+
+        What it gives back is what is still to be waited for; None when the request has been answered. A hit that is
+        no stream costs no coroutine.
+        """
         request = self._parser.parse(endpoint, raw)
         route = self.fleet.route(request.model)
         model = route.model
@@ -73,29 +76,45 @@ class Pipeline:
         wanted = directives(raw, request.fields)
         reason = veto(request, model.cache_mode, wanted)
         if reason is not None:
-            await self._ask(self._errand(endpoint, request, route, raw), reason, out, life)
-            return
+            return self._ask(self._errand(endpoint, request, route, raw), reason, out, life)
         key = fingerprint(request, model.key_head(endpoint, tenant, wanted.namespace), model.name, raw.query)
         question = self._recall.question(key, model.name, tenant, wanted, request)
-        lease = Lease.NONE
         if wanted.read:
             kept = self._recall.near(question)
-            if kept is None and self._recall.reaches_far:
-                found = await self._recall.far(question)
-                if isinstance(found, Lease):
-                    lease = found
-                else:
-                    kept = found
             if kept is not None:
-                await self._sharing.give(kept, endpoint, raw, out, life)
-                return
-        errand = self._errand(endpoint, request, route, raw)
+                return self._sharing.give(kept, endpoint, raw, out, life)
+            if self._recall.reaches_far:
+                return self._look_far(question, endpoint, request, route, raw, out, life)
+        return self._fetch(question, self._errand(endpoint, request, route, raw), Lease.NONE, out, life)
+
+    async def _look_far(
+        self,
+        question: Question,
+        endpoint: Endpoint,
+        request: Request,
+        route: Route,
+        raw: RawRequest,
+        out: Out,
+        life: Life,
+    ) -> None:
+        found = await self._recall.far(question)
+        if isinstance(found, Lease):
+            await self._fetch(question, self._errand(endpoint, request, route, raw), found, out, life)
+            return
+        rest = self._sharing.give(found, endpoint, raw, out, life)
+        if rest is not None:
+            await rest
+
+    def _fetch(
+        self, question: Question, errand: Errand, lease: Lease, out: Out, life: Life
+    ) -> Coroutine[None, None, None]:
+        """What nobody has kept."""
+        wanted = question.wanted
         if wanted.shared:
-            await self._sharing.fly(question, errand, lease, out, life)
-        elif wanted.write:
-            await self._sharing.alone(question, errand, lease, out, life)
-        else:
-            await self._ask(errand, NoCache.NO_STORE, out, life)
+            return self._sharing.fly(question, errand, lease, out, life)
+        if wanted.write:
+            return self._sharing.alone(question, errand, lease, out, life)
+        return self._ask(errand, NoCache.NO_STORE, out, life)
 
     async def stored(self, stored: StoredResponse, raw: RawRequest, out: Out, life: Life) -> None:
         """Answer a call about one stored response: by the backend that holds it, else by asking each in turn.
@@ -124,7 +143,9 @@ class Pipeline:
                 try:
                     if sent.call.status == 404 and len(candidates) > 1:
                         continue
-                    await self._answering.answer(errand, sent, (), out, life)
+                    rest = self._answering.answer(errand, sent, (), out, life)
+                    if rest is not None:
+                        await rest
                     return
                 finally:
                     sent.end()
@@ -137,14 +158,16 @@ class Pipeline:
     async def _ask(self, errand: Errand, reason: NoCache, out: Out, life: Life) -> None:
         """Admit, choose, lease, ask, and answer with what comes."""
         model = errand.model
-        life.cache = Outcome.BYPASS.value
-        self._metrics.count(BYPASSES, model.name, reason.value)
+        life.cache = _BYPASSED
+        life.reason = reason
         if not self._admission.try_enter(model):
             await self._admission.queue(model, life)
         try:
             sent = await self._dispatch.send(errand, life)
             try:
-                await self._answering.answer(errand, sent, _BYPASS[reason], out, life)
+                rest = self._answering.answer(errand, sent, _BYPASS[reason], out, life)
+                if rest is not None:
+                    await rest
             finally:
                 sent.end()
         finally:

@@ -16,7 +16,7 @@ from .dialects import WORDS
 from .endpoints import ENDPOINTS, Endpoint, model_id, stored_response
 from .errors import Fault, Kind
 from .exchange import Exchange
-from .metrics import ADDED, DURATION, Observe
+from .metrics import ADDED, BYPASSES, DURATION, Observe
 from .models import list_models, show_model
 from .raw import ClientGone, RawRequest
 from .seldom import Seldom
@@ -58,7 +58,9 @@ class App:
                 exchange.dialect = endpoint.dialect
                 await exchange.read_body(raw, length)
                 started = perf_counter_ns()
-                await self.worker.pipeline.serve(endpoint, raw, exchange, exchange)
+                rest = self.worker.pipeline.serve(endpoint, raw, exchange, exchange)
+                if rest is not None:
+                    await rest
             else:
                 await self._other(exchange, endpoint, raw, length, scope, proto)
         except Fault as fault:
@@ -122,6 +124,8 @@ class App:
         status = exchange.status
         name = endpoint.path if endpoint is not None else "other"
         self._metrics.request(exchange.model, name, status, exchange.cache)
+        if exchange.reason is not None:
+            self._metrics.count(BYPASSES, exchange.model, exchange.reason.value)
         if endpoint is not None and started:
             observers = self._observers.get(endpoint)
             if observers is None:

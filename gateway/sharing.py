@@ -19,7 +19,7 @@ from ..cache.outcome import Outcome
 from .admission import Admission
 from .answer import Answering, mine
 from .dispatch import Dispatch, Errand, Sent
-from .endpoints import Endpoint
+from .endpoints import Dialect, Endpoint
 from .errors import Fault
 from .fleet import Model
 from .flight import Flight
@@ -31,6 +31,7 @@ from .recall import Kept, Question, Recall
 from .respond import is_event_stream
 from .ticket import Head, LeaderLost, Ticket
 from .turn import Turn
+from .upstream.call import Call
 
 _MISSED, _JOINED = Outcome.MISS.value, Outcome.COALESCED.value
 _MISS = (("x-penstock-cache", _MISSED),)
@@ -112,7 +113,9 @@ class Sharing:
                     self._metrics.count(FLIGHTS, "lost")
                 kept = self._recall.near(question)
                 if kept is not None:
-                    await self.give(kept, errand.endpoint, errand.raw, out, life)
+                    rest = self.give(kept, errand.endpoint, errand.raw, out, life)
+                    if rest is not None:
+                        await rest
                     return
             found = flights.get(key) or flights.claim(key, _LONGEST_S)
         await self.alone(question, errand, lease, out, life)
@@ -121,10 +124,12 @@ class Sharing:
         """Ask upstream for this request alone, and keep the answer."""
         await self._lead(self._flights.private(question.flight), question, errand, lease, out, life)
 
-    async def give(self, kept: Kept, endpoint: Endpoint, raw: RawRequest, out: Out, life: Life) -> None:
-        """Give an answer that is kept."""
+    def give(
+        self, kept: Kept, endpoint: Endpoint, raw: RawRequest, out: Out, life: Life
+    ) -> Coroutine[None, None, None] | None:
+        """Give an answer that is kept; what is still to be waited for."""
         life.cache = kept.outcome
-        await self._answering.again(endpoint.dialect, kept.record, kept.fields(raw.request_id), out, life)
+        return self._answering.again(endpoint.dialect, kept.record, kept.fields(raw.request_id), out, life)
 
     # ---- leading
 
@@ -150,7 +155,9 @@ class Sharing:
                         kept = found
                 if kept is not None:
                     self._flights.close(flight)
-                    await self.give(kept, errand.endpoint, errand.raw, out, life)
+                    rest = self.give(kept, errand.endpoint, errand.raw, out, life)
+                    if rest is not None:
+                        await rest
                     return
                 if lease is Lease.MINE:
                     recall.hold(question)
@@ -167,7 +174,10 @@ class Sharing:
                     call = sent.call
                     status = call.status
                     fields, media = self._answering.fields(sent)
-                    if 200 <= status < 300 and is_event_stream(media):
+                    events = 200 <= status < 300 and is_event_stream(media)
+                    if events or _outgrows(call, recall.max_entry, out):
+                        if not events:
+                            fields.append(("content-length", str(call.content_length)))
                         head = Head(status, fields, media, None)
                         stored = await self._share_stream(flight, question, errand, sent, head, out, life)
                     elif not call.complete:
@@ -242,8 +252,7 @@ class Sharing:
             if life.left:
                 raise ClientGone
             fields = [*head.headers, *mine(errand.raw, sent, _MISS)]
-            dialect = errand.endpoint.dialect
-            await self._answering.stream(dialect, place, head.status, fields, out, life)
+            await self._answering.stream(_dialect(errand, head), place, head.status, fields, out, life)
         except (Fault, ClientGone):
             if flight.leave_leader():  # its own client is gone, others want the rest
                 await self._finish(flight, question, errand, head)
@@ -277,9 +286,24 @@ class Sharing:
             if head.body is not None:
                 await self._answering.whole(head.status, fields, head.body, out, life)
             else:
-                await self._answering.stream(errand.endpoint.dialect, ticket, head.status, fields, out, life)
+                dialect = _dialect(errand, head)
+                if dialect is None and out.acked() is None:
+                    raise LeaderLost  # too long to be sent unpaced: its own call's answer is gathered
+                await self._answering.stream(dialect, ticket, head.status, fields, out, life)
         finally:
             ticket.abort()
+
+
+def _outgrows(call: Call, limit_bytes: int, out: Out) -> bool:
+    """Whether an answer says that it is too long to be kept: it goes on as it comes, as without a cache."""
+    length = call.content_length
+    return length is not None and length > limit_bytes and not call.complete and out.acked() is not None
+
+
+def _dialect(errand: Errand, head: Head) -> Dialect | None:
+    """In whose words a stream that follows ``head`` ends; None where it is a long body of known length."""
+    events = 200 <= head.status < 300 and is_event_stream(head.media)
+    return errand.endpoint.dialect if events else None
 
 
 def _deadline_s(model: Model) -> float:

@@ -154,6 +154,7 @@ def run_worker(mine: Inheritance, app_factory: AppFactory = gateway_app) -> int:
     affinity.batch()
     segment = Segment.attach(mine.segment_fd)
     arena = Arena.attach(mine.arena_fd)
+    arena.populate()
     published = store.read_current(mine.folder, segment)
     logs.set_level(published.config.log.level)
     tls = published.config.listen.tls

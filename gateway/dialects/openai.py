@@ -65,7 +65,13 @@ class OpenAI:
 
     def may_keep_whole(self, body: bytes | bytearray) -> bool:
         """None that was broken off by the server (vLLM's ``finish_reason`` "abort" and "error")."""
-        return (b'"abort"' not in body and b'"error"' not in body) or _BROKEN_OFF.search(body) is None
+        at = body.rfind(_REASON)
+        while at >= 0:
+            end = at + len(_REASON)
+            if body[end : end + 12].lstrip(b': "').startswith(_BROKEN_OFF):
+                return False
+            at = body.rfind(_REASON, 0, at)
+        return True
 
 
 class _Choice(msgspec.Struct):
@@ -82,7 +88,8 @@ _chunk = msgspec.json.Decoder(_Chunk).decode
 
 #: What vLLM says of a request that it gave up, not the model (vllm/v1/engine, FinishReason).
 _UNFINISHED = frozenset({"abort", "error"})
-_BROKEN_OFF = re.compile(rb'"finish_reason": ?"(?:abort|error)"')
+_REASON = b'"finish_reason"'
+_BROKEN_OFF = (b"abort", b"error")
 
 
 class DoneMarker:
