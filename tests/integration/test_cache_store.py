@@ -6,6 +6,7 @@ Every fault is the simulator's, where it has it; else a server says what the tes
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -112,6 +113,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], int]] = {
     "no HTTP": ({"kind": "garbage", "variant": "not_http"}, 502),
     "oversized": ({"kind": "oversized", "bytes": 2 * MAX_ENTRY}, 200),
     "oversized, chunked": ({"kind": "oversized", "bytes": 2 * MAX_ENTRY, "chunked": True}, 200),
+    "oversized, of known length": ({"kind": "oversized", "bytes": 9 << 20}, 200),
     "oversized, over the largest answer": ({"kind": "oversized", "bytes": 9 << 20, "chunked": True}, 502),
 }
 
@@ -331,6 +333,28 @@ def test_an_answer_that_grows_too_long_reaches_all_who_joined_and_is_not_kept(st
         assert ask(plane.port, asked).cache == "MISS"
         assert (backend.received, stored(plane)) == (2, 0)
         for line in (*lines, late):
+            line.socket.close()
+
+
+@pytest.mark.parametrize("end", ["whole", "cut"])
+def test_an_answer_that_says_it_is_too_long_is_relayed_to_all_under_its_length(end: str) -> None:
+    body = completion("stop").replace(b'"x"', b'"' + b"y" * (9 << 20) + b'"')
+    one = whole(body, length=len(body) + (end == "cut"))
+    pieces = one[:50], one[50:40_000], one[40_000:]
+    with staged(*pieces, go=2, close=True) as backend, before(backend.url) as plane:
+        lines = [Line(plane.port).put(question()) for _ in range(3)]
+        joined(plane, 2)
+        backend.go()
+        # at once: what is not kept for late ones comes at the pace of the slowest
+        with ThreadPoolExecutor() as clients:
+            answers = list(clients.map(Line.receive, lines))
+        assert sorted(answer.cache or "" for answer in answers) == ["COALESCED", "COALESCED", "MISS"]
+        for answer in answers:
+            assert answer.header("content-length") == str(len(body) + (end == "cut"))
+            assert (answer.status, answer.complete) == (200, end == "whole")
+            assert answer.body == body
+        assert (backend.received, stored(plane)) == (1, 0)
+        for line in lines:
             line.socket.close()
 
 
