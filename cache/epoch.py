@@ -103,6 +103,15 @@ class Epochs:
         self._cells[_SYNCED] = int(synced)
 
 
+def under(key: Key, stamp: int) -> Key:
+    """What a question goes by where entries of several epochs must not meet: among flights, and in Redis, where a
+    node that has not heard of a flush would overwrite what others stored after it.
+    """
+    if not stamp:
+        return key
+    return Key(key[:-8] + (int.from_bytes(key[-8:], "little") ^ stamp).to_bytes(8, "little"))
+
+
 def name_of_model(model: str) -> str:
     """The name under which a model's entries are flushed, the same on every node."""
     return f"m:{_stripe(model, MODEL_STRIPES)}"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from .digest import Key
 from .entry import VALUE_AT, Entry, pack, read
-from .epoch import Epochs
+from .epoch import Epochs, under
 from .l1 import L1
 from .l2 import L2, Lease
 
@@ -47,7 +47,7 @@ class Tiers:
     async def far(self, key: Key, stamp: int, now_ms: int) -> Entry | Lease:
         """What Redis holds, put near as well; else whether this node has the lease to ask upstream."""
         assert self._l2 is not None  # reaches_far was asked
-        found = await self._l2.get(key)
+        found = await self._l2.get(under(key, stamp))
         if isinstance(found, Lease):
             return found
         return self._found(found, key, stamp, now_ms) or Lease.NONE
@@ -55,15 +55,15 @@ class Tiers:
     async def awaited(self, key: Key, stamp: int, now_ms: Callable[[], int], until_s: float) -> Entry | Lease:
         """What the node that has the lease stores; else who has the lease at ``until_s`` of L2's clock."""
         assert self._l2 is not None
-        found = await self._l2.wait(key, until_s)
+        found = await self._l2.wait(under(key, stamp), until_s)
         if isinstance(found, Lease):
             return found
         return self._found(found, key, stamp, now_ms()) or Lease.NONE
 
-    def hold(self, key: Key) -> None:
+    def hold(self, key: Key, stamp: int) -> None:
         """This node asks upstream now: its lease lasts until ``fill`` or ``give_up``."""
         if self._l2 is not None:
-            self._l2.hold(key)
+            self._l2.hold(under(key, stamp))
 
     def _found(self, packed: bytes, key: Key, stamp: int, now_ms: int) -> Entry | None:
         entry = read(packed, key, stamp, now_ms)
@@ -77,17 +77,20 @@ class Tiers:
         """Put a new answer into both; ``ttl_ms`` instead of their own lives."""
         if self._l1 is not None:
             expires_ms = now_ms + (self.l1_ttl_ms if ttl_ms is None else ttl_ms)
-            self._l1.put(key, pack(key, stamp, now_ms, expires_ms, *value), now_ms)
-        if self._l2 is not None and self._l2.available:
+            if not self._l1.put(key, pack(key, stamp, now_ms, expires_ms, *value), now_ms):
+                self._l1.remove(key)  # an older answer must not outlive a newer one
+        if self._l2 is None:
+            return
+        if self.reaches_far:
             ttl_ms = self.l2_ttl_ms if ttl_ms is None else ttl_ms
-            self._l2.put(key, pack(key, stamp, now_ms, now_ms + ttl_ms, *value), ttl_ms)
+            self._l2.put(under(key, stamp), pack(key, stamp, now_ms, now_ms + ttl_ms, *value), ttl_ms)
         else:
-            self.give_up(key)
+            self.give_up(key, stamp)
 
-    def give_up(self, key: Key) -> None:
+    def give_up(self, key: Key, stamp: int) -> None:
         """Let go of the lease: nothing will be stored."""
         if self._l2 is not None:
-            self._l2.give_up(key)
+            self._l2.give_up(under(key, stamp))
 
 
 def _nothing(key: Key, stamp: int, now_ms: int) -> Entry | None:

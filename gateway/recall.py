@@ -11,7 +11,7 @@ from time import monotonic_ns
 
 from ..cache.digest import Key
 from ..cache.entry import Entry
-from ..cache.epoch import Scope
+from ..cache.epoch import Scope, under
 from ..cache.l2 import Lease
 from ..cache.outcome import Outcome
 from ..cache.tiered import Tiers
@@ -39,7 +39,7 @@ class Question:
         self.asked_ns = monotonic_ns()
         self.key = key
         #: what a flight goes by: who asks after a flush joins none that was begun before it
-        self.flight = key if not stamp else _stamped(key, stamp)
+        self.flight = under(key, stamp)
         self.stamp = stamp
         self.wanted = wanted
         self.request = request
@@ -52,10 +52,6 @@ class Question:
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
             count *= len(prompt)
         return count
-
-
-def _stamped(key: Key, stamp: int) -> Key:
-    return Key(key[:-8] + (int.from_bytes(key[-8:], "little") ^ stamp).to_bytes(8, "little"))
 
 
 class Recall:
@@ -108,7 +104,7 @@ class Recall:
 
     def hold(self, question: Question) -> None:
         """This node asks upstream: others wait for it as long as it takes."""
-        self.tiers.hold(question.key)
+        self.tiers.hold(question.key, question.stamp)
 
     def _kept(self, entry: Entry, question: Question, now_ms: int, outcome: str) -> Kept | None:
         age_ms = max(0, now_ms - entry.created_ms)
@@ -157,7 +153,7 @@ class Recall:
 
     def give_up(self, question: Question) -> None:
         """Nothing came of asking upstream: another node may try at once."""
-        self.tiers.give_up(question.key)
+        self.tiers.give_up(question.key, question.stamp)
 
 
 class Kept:

@@ -152,7 +152,7 @@ def _supervise(file: Path, args: argparse.Namespace, environ: Mapping[str, str],
 def _greet(port: int) -> None:
     from .demo import try_it
 
-    print(f"\nPenstock runs in front of two simulated servers. Try:\n\n  {try_it(port)}\n", flush=True)
+    print(f"\nPenstock runs in front of two simulated servers. Try, twice:\n\n  {try_it(port)}\n", flush=True)
 
 
 def _restart(file: Path | None, port: int | None) -> int:

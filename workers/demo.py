@@ -38,6 +38,7 @@ def demo() -> Iterator[Path]:
         for process, port in zip(started, ports, strict=True):
             _wait(process, port)
         lines = [f"listen: {{port: {_port(8080)}}}", f"admin: {{port: {_port(9090)}}}"]
+        lines += ["cache: {l1: {size: 64MiB}}"]  # not as much of the machine as a gateway would take
         lines += ["models:", f"  {MODEL}:", "    backends:"]
         lines += [f"      - url: http://127.0.0.1:{port}" for port in ports]
         file = folder / "penstock.yaml"
@@ -47,10 +48,8 @@ def demo() -> Iterator[Path]:
 
 def try_it(port: int) -> str:
     """A command line that asks the demo's model something."""
-    body = f'{{"model": "{MODEL}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    return (
-        f"curl -s http://127.0.0.1:{port}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
-    )
+    body = f'{{"model": "{MODEL}", "messages": [{{"role": "user", "content": "Hello"}}], "temperature": 0}}'
+    return f"curl -si http://127.0.0.1:{port}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
 
 
 def _free_ports(count: int) -> list[int]:

@@ -17,8 +17,8 @@ import xxhash
 
 from ..cache.arena import Arena, ArenaGeometry
 from ..cache.layout import Geometry
-from ..cache.segment import NoRoom, Segment, process_start
-from ..gateway.config import MAX_BACKENDS, MAX_MODELS, Cache, Config, Published
+from ..cache.segment import NoRoom, NotReady, Segment, WrongVersion, process_start
+from ..gateway.config import L1, MAX_BACKENDS, MAX_MODELS, Cache, Config, Published
 from . import rundir, store
 from .guard import Taken, guard
 from .listeners import listen_tcp, listen_unix
@@ -154,7 +154,7 @@ class Foundation:
         except OSError as fault:
             raise CannotStart(f"cannot write in {self.folder}: {fault.strerror}") from None
         self.segment.publish_generation(published.generation, digest)
-        self.arena = self._arena(config.cache, geometry.slots, path, config.listen.port)
+        self.arena = self._arena(config.cache, geometry.slots)
 
     def _segment(self, geometry: Geometry, owner: rundir.Owner) -> Segment:
         try:
@@ -168,30 +168,24 @@ class Foundation:
         self._undo.callback(segment.close)
         return segment
 
-    def _arena(self, cache: Cache, slots: int, path: Path, port: int) -> Arena:
+    def _arena(self, cache: Cache, slots: int) -> Arena:
         """The memory of the cache: that of an earlier life where it is to be kept, else a new one."""
         l1 = cache.l1
-        size = memory_size(l1.size, rundir.base()) if is_wanted(self._published.config) else 0
-        try:
-            shape = ArenaGeometry.of(size, l1.max_entry, slots)
-        except ValueError as fault:
-            raise CannotStart(f"cache.l1.size: {fault}") from None
-        kept: Path | None = rundir.kept_cache(rundir.base(), self._owner)
-        assert kept is not None
-        if not (l1.keep and size):
+        wanted = l1.size != 0 and is_wanted(self._published.config)
+        kept = rundir.kept_cache(rundir.base(), self._owner)
+        if not (wanted and l1.keep):
             kept.unlink(missing_ok=True)  # of a time when it was to be kept
-            kept = None
+        shape = _shape(l1, slots, kept) if wanted else ArenaGeometry.of(0, l1.max_entry, slots)
         digest = xxhash.xxh3_64_intdigest(f"{l1.max_entry}".encode())
-        arena = None
-        if kept is not None:
+        try:
             arena = Arena.adopt(str(kept), shape, digest)
             if arena is not None:
                 log.info("cache_kept bytes=%d", shape.total_bytes)
-            else:
+            elif wanted and l1.keep:
                 kept.unlink(missing_ok=True)
-        try:
-            if arena is None:
-                arena = Arena.create(str(kept or self.folder / "cache"), shape, digest)
+                arena = Arena.create(str(kept), shape, digest)
+            else:
+                arena = Arena.create(str(self.folder / "cache"), shape, digest)
         except NoRoom as fault:
             if l1.keep:
                 raise CannotStart(f"cache.l1: {fault}; lower `cache.l1.size`, or remove `keep`") from None
@@ -226,6 +220,23 @@ class Foundation:
     def _keep(self, opened: socket.socket) -> socket.socket:
         self._undo.callback(opened.close)
         return opened
+
+
+def _shape(l1: L1, slots: int, kept: Path) -> ArenaGeometry:
+    """How large the memory is, and how it is divided. Raises CannotStart for a size that is too small."""
+    if l1.size is not None:
+        try:
+            return ArenaGeometry.of(l1.size, l1.max_entry, slots)
+        except ValueError as fault:
+            raise CannotStart(f"cache.l1.size: {fault}") from None
+    with contextlib.suppress(OSError, NotReady, WrongVersion):
+        # what is kept takes room itself: its size was found when it did not
+        earlier = Arena.open(str(kept))
+        earlier.close()
+        if (earlier.geometry.slots, earlier.geometry.max_entry_bytes) == (slots, l1.max_entry):
+            return earlier.geometry
+    size = memory_size(rundir.base())
+    return ArenaGeometry.of(max(size, ArenaGeometry.smallest(l1.max_entry, slots)), l1.max_entry, slots)
 
 
 def _unlink_own(path: str, inode: int) -> None:

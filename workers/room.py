@@ -21,13 +21,11 @@ def is_wanted(config: Config) -> bool:
     return any(mode != "off" for mode in modes)
 
 
-def memory_size(configured: int | None, folder: Path, root: Path = Path("/")) -> int:
-    """The bytes that L1 gets: what is configured, else as much as suits this machine, in whole MiB.
+def memory_size(folder: Path, root: Path = Path("/")) -> int:
+    """The bytes that suit this machine, in whole MiB.
 
     folder: where shared memory is; root: where /proc and /sys are.
     """
-    if configured is not None:
-        return configured
     stat = os.statvfs(folder)
     size = min(_MOST, stat.f_bavail * stat.f_frsize * 8 // 10, _memory(root) // 4)
     return size // _MIB * _MIB

@@ -35,11 +35,17 @@ class L1(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class RedisTls(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """For `rediss` URLs: how the server is verified, and what is shown to it."""
 
-    ca: Annotated[Env | None, Meta(description="PEM file of trusted authorities. Absent: the system's.")] = (
-        None
-    )
-    cert: Annotated[Env | None, Meta(description="PEM file of the client's certificate.")] = None
-    key: Annotated[Env | None, Meta(description="PEM file of its private key.")] = None
+    ca: Annotated[
+        Env | None,
+        Meta(
+            description="PEM file of trusted authorities; a relative path starts at the configuration's folder. "
+            "Absent: the system's."
+        ),
+    ] = None
+    cert: Annotated[
+        Env | None, Meta(description="PEM file of the client's certificate; relative as `ca`.")
+    ] = None
+    key: Annotated[Env | None, Meta(description="PEM file of its private key; relative as `ca`.")] = None
 
 
 class L2(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

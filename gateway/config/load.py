@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from .cache import RedisTls
 from .check import Machine, check
 from .faults import ConfigError
 from .shape import shape
@@ -52,7 +53,15 @@ def _rooted(config: Config, folder: Path) -> Config:
         name: replace(model, backends=tuple(_trusting(backend, folder) for backend in model.backends))
         for name, model in config.models.items()
     }
-    return replace(config, listen=listen, models=models)
+    cache = config.cache
+    if cache.l2 is not None and cache.l2.tls is not None:
+        tls_paths = {
+            key: str(folder / path)
+            for key in ("ca", "cert", "key")
+            if (path := getattr(cache.l2.tls, key)) is not None
+        }
+        cache = replace(cache, l2=replace(cache.l2, tls=RedisTls(**tls_paths)))
+    return replace(config, listen=listen, models=models, cache=cache)
 
 
 def _trusting(backend: Backend, folder: Path) -> Backend:

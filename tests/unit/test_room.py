@@ -21,17 +21,12 @@ def room_in(folder: Path) -> int:
     return stat.f_bavail * stat.f_frsize * 8 // 10
 
 
-def test_what_is_configured_is_taken(tmp_path: Path) -> None:
-    assert memory_size(0, tmp_path, tmp_path) == 0
-    assert memory_size(5, tmp_path, tmp_path) == 5
-
-
-def test_else_a_quarter_of_the_machine(tmp_path: Path) -> None:
+def test_a_quarter_of_the_machine(tmp_path: Path) -> None:
     root = machine(tmp_path, 40 * MIB, {})
-    assert memory_size(None, tmp_path, root) == min(10 * MIB, room_in(tmp_path) // MIB * MIB)
+    assert memory_size(tmp_path, root) == min(10 * MIB, room_in(tmp_path) // MIB * MIB)
 
 
-def test_else_a_quarter_of_the_tightest_cgroup_of_either_version(tmp_path: Path) -> None:
+def test_a_quarter_of_the_tightest_cgroup_of_either_version(tmp_path: Path) -> None:
     root = machine(
         tmp_path,
         400 * MIB,
@@ -43,11 +38,11 @@ def test_else_a_quarter_of_the_tightest_cgroup_of_either_version(tmp_path: Path)
             "sys/fs/cgroup/x/y/memory.max": str(60 * MIB),
         },
     )
-    assert memory_size(None, tmp_path, root) == 15 * MIB
+    assert memory_size(tmp_path, root) == 15 * MIB
     (root / "sys/fs/cgroup/x/y/memory.max").write_text("max")
-    assert memory_size(None, tmp_path, root) == 20 * MIB
+    assert memory_size(tmp_path, root) == 20 * MIB
 
 
 def test_never_more_than_4_gib_nor_than_shared_memory_has(tmp_path: Path) -> None:
     root = machine(tmp_path, 1000 * GIB, {})
-    assert memory_size(None, tmp_path, root) == min(4 * GIB, room_in(tmp_path) // MIB * MIB)
+    assert memory_size(tmp_path, root) == min(4 * GIB, room_in(tmp_path) // MIB * MIB)
