@@ -50,13 +50,19 @@ class Time:
     """Stands in for the wall clock of the cache: it stands still but for what is let pass."""
 
     def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
         self._recall = plane.worker.pipeline._recall
         self._true = self._recall.now_ms
         self._now_ms = self._true()
         self._recall.now_ms = lambda: self._now_ms
 
     def pass_by(self, seconds: float) -> None:
-        self._now_ms += round(seconds * 1000)
+        """On the loop, where what was just answered is kept by the end of its turn."""
+
+        def forth() -> None:
+            self._now_ms += round(seconds * 1000)
+
+        self._plane.call(forth)
 
     def right(self) -> None:
         self._recall.now_ms = self._true
