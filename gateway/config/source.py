@@ -15,7 +15,13 @@ MAX_FILE_BYTES = 1024 * 1024
 MAX_NODES = 200_000
 MAX_DEPTH = 32
 
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Fastest = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+#: As YAML 1.2 has it, `on` and `off` are words, not booleans: `off` is a choice of some keys.
+_Loader = type(
+    "_Loader",
+    (_Fastest,),
+    {"yaml_implicit_resolvers": {c: k for c, k in _Fastest.yaml_implicit_resolvers.items() if c not in "oO"}},
+)
 
 
 def parse(name: str, text: str) -> dict[str, Any]:

@@ -67,6 +67,15 @@ def test_a_size_is_a_number_of_bytes_or_a_number_with_a_unit(text, size):
         assert read(file).limits.max_body == size
 
 
+@pytest.mark.parametrize("word", ["off", "'off'", '"off"'])
+def test_the_cache_is_off_whether_or_not_the_word_stands_in_quotes(word):
+    cache = f"cache: {{mode: {word}}}"
+    config = read(MODEL.replace("backends", f"{cache}, backends", 1) + cache)
+    assert config.cache.mode == "off"
+    assert config.models["m"].cache is not None
+    assert config.models["m"].cache.mode == "off"
+
+
 def test_environment_variables_are_replaced_where_that_is_declared():
     text = "models:\n  m: {backends: [{url: 'http://${HOST}:${PORT:-8000}'}]}\n"
     assert read(text, {"HOST": "gpu"}).models["m"].backends[0].url == "http://gpu:8000"
@@ -195,6 +204,10 @@ BROKEN = [
     (
         MODEL + "admin: {on_api_port: maybe}",
         "$.admin.on_api_port: expected true or false, got text; write true",
+    ),
+    (
+        MODEL + "cache: {l1: {keep: on}}",
+        "$.cache.l1.keep: expected true or false, got text; write true or false",
     ),
     (MODEL + "admin: {key_env: KEY}", "$.admin.key_env: environment variable KEY is not set; set it before"),
     (MODEL + "admin: {key_env: a-b}", "$.admin.key_env: 'a-b' has the wrong form; it must match"),
