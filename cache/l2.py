@@ -126,27 +126,42 @@ class L2:
         """The entry as packed and not verified, or who may make it. A lease that is MINE must end in `put` or
         `give_up`, else others wait until it runs out.
         """
+        asked = self.ask(key)
+        if asked is None:
+            return Lease.NONE
+        value = await asked
+        return self.leased(value) or await self.unwrap(value)
+
+    def ask(self, key: Key) -> asyncio.Future[bytes | None] | None:
+        """The first part of `get`, without a coroutine of its own: `leased` and `unwrap` say what the value means.
+        None when Redis is not to be asked.
+        """
         part = key[0] & self._mask
         lane = self._lanes[part]
-        counts = self.counts
         if lane.breaker.open or self._closed:
-            counts.skipped += 1
-            return Lease.NONE
-        value = await lane.look(self._prefixes[part] + key)
+            self.counts.skipped += 1
+            return None
+        return lane.look(self._prefixes[part] + key)
+
+    def leased(self, value: bytes | None) -> Lease | None:
+        """Who may make the entry, where the value is none; else None."""
         if value is None:
             return Lease.NONE
+        if value and not is_lease(value):
+            return None
+        self.counts.misses += 1
         if not value:
-            counts.misses += 1
             return Lease.NONE
-        if is_lease(value):
-            counts.misses += 1
-            return Lease.MINE if value == self._lease else Lease.OTHER
-        packed = await self._press.unwrap(value)
+        return Lease.MINE if value == self._lease else Lease.OTHER
+
+    async def unwrap(self, value: bytes | None) -> bytes | Lease:
+        """The entry in a value that is no lease."""
+        packed = await self._press.unwrap(value) if value else None
         if packed is None:
-            counts.misses += 1
-            counts.foreign += 1
+            self.counts.misses += 1
+            self.counts.foreign += 1
             return Lease.NONE
-        counts.hits += 1
+        self.counts.hits += 1
         return packed
 
     async def wait(self, key: Key, until_s: float) -> bytes | Lease:

@@ -7,6 +7,7 @@ Refuses to know what the values are.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from .digest import Key
@@ -44,10 +45,20 @@ class Tiers:
         l2 = self._l2
         return l2 is not None and l2.available and self.epochs.synced
 
-    async def far(self, key: Key, stamp: int, now_ms: int) -> Entry | Lease:
-        """What Redis holds, put near as well; else whether this node has the lease to ask upstream."""
+    def ask(self, key: Key, stamp: int) -> asyncio.Future[bytes | None] | None:
+        """Look in Redis; what comes is for `leased`, then for `far`. None when it is not asked."""
         assert self._l2 is not None  # reaches_far was asked
-        found = await self._l2.get(under(key, stamp))
+        return self._l2.ask(under(key, stamp))
+
+    def leased(self, value: bytes | None) -> Lease | None:
+        """Whether this node may ask upstream, where Redis has no entry; else None."""
+        assert self._l2 is not None
+        return self._l2.leased(value)
+
+    async def far(self, value: bytes | None, key: Key, stamp: int, now_ms: int) -> Entry | Lease:
+        """The entry in what Redis gave, put near as well."""
+        assert self._l2 is not None
+        found = await self._l2.unwrap(value)
         if isinstance(found, Lease):
             return found
         return self._found(found, key, stamp, now_ms) or Lease.NONE

@@ -25,7 +25,7 @@ from .fleet import Backend, Fleet, Model, Route
 from .life import Life
 from .parse import Parser, Request
 from .raw import Out, RawRequest
-from .recall import Question, Recall
+from .recall import Kept, Question, Recall
 from .sharing import Sharing
 from .sticky import Sticky
 
@@ -97,7 +97,12 @@ class Pipeline:
         out: Out,
         life: Life,
     ) -> None:
-        found = await self._recall.far(question)
+        recall = self._recall
+        found: Kept | Lease = Lease.NONE
+        asked = recall.ask(question)
+        if asked is not None:
+            value = await asked
+            found = recall.leased(question, value) or await recall.far(question, value)
         if isinstance(found, Lease):
             await self._fetch(question, self._errand(endpoint, request, route, raw), found, out, life)
             return

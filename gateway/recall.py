@@ -6,6 +6,7 @@ queue and no tally. What is stored where, and for how long, is the tiers' busine
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from time import monotonic_ns
 
@@ -85,12 +86,21 @@ class Recall:
         """Whether it makes sense to ask Redis now."""
         return self.tiers.reaches_far
 
-    async def far(self, question: Question) -> Kept | Lease:
-        """What Redis holds; else who is to ask upstream."""
-        found = await self.tiers.far(question.key, question.stamp, self.now_ms())
-        if found is Lease.MINE and not question.wanted.write:
+    def ask(self, question: Question) -> asyncio.Future[bytes | None] | None:
+        """Look in Redis; what comes is for :meth:`leased`, then for :meth:`far`. None when it is not asked."""
+        return self.tiers.ask(question.key, question.stamp)
+
+    def leased(self, question: Question, value: bytes | None) -> Lease | None:
+        """Who is to ask upstream, where Redis has no answer; else None."""
+        lease = self.tiers.leased(value)
+        if lease is Lease.MINE and not question.wanted.write:
             self.give_up(question)  # other nodes would wait for what will not be stored
             return Lease.NONE
+        return lease
+
+    async def far(self, question: Question, value: bytes | None) -> Kept | Lease:
+        """The answer in what Redis gave; else who is to ask upstream."""
+        found = await self.tiers.far(value, question.key, question.stamp, self.now_ms())
         if isinstance(found, Lease):
             return found
         return self._kept(found, question, self.now_ms(), _FAR) or Lease.NONE

@@ -13,10 +13,11 @@ from random import Random
 from typing import TypeVar
 
 from penstock.cache.arena import Arena, ArenaGeometry
+from penstock.cache.digest import Key
 from penstock.cache.entry import Entry, pack, read
 from penstock.cache.epoch import Epochs
 from penstock.cache.l1 import L1
-from penstock.cache.l2 import L2, L2Settings
+from penstock.cache.l2 import L2, L2Settings, Lease
 from penstock.cache.redis_client import RedisSettings
 from penstock.cache.tiered import Tiers
 
@@ -160,7 +161,7 @@ class Both:
         entry = tiers.near(subject.key, stamp, now_ms)
         if entry is None:
             assert tiers.reaches_far
-            far = self._far.wait(tiers.far(subject.key, stamp, now_ms))
+            far = self._far.wait(_ask(tiers, subject.key, stamp, now_ms))
             entry = far if isinstance(far, Entry) else None
         return _found(entry)
 
@@ -187,6 +188,15 @@ class Both:
 
 def _stamp(epochs: Epochs, subject: Subject) -> int:
     return epochs.stamp(epochs.scope(subject.model, subject.tenant), subject.key)
+
+
+async def _ask(tiers: Tiers, key: Key, stamp: int, now_ms: int) -> Entry | Lease:
+    """As the gateway's pipeline asks."""
+    asked = tiers.ask(key, stamp)
+    if asked is None:
+        return Lease.NONE
+    value = await asked
+    return tiers.leased(value) or await tiers.far(value, key, stamp, now_ms)
 
 
 def _found(entry: Entry | None) -> Found | None:

@@ -159,9 +159,10 @@ class CacheMachine(RuleBasedStateMachine):
         stored = self.target.put(question.view, question.subject, question.asked, self.now_ms, ttl_ms, value)
         if stored:
             answers = self.known[question.subject.key].answers
-            answers.append(
-                None if question.flushed else Answer(value, self.now_ms, self.now_ms + ttl_ms, question.sure)
-            )
+            if not question.flushed:
+                answers.append(Answer(value, self.now_ms, self.now_ms + ttl_ms, question.sure))
+            elif answers and answers[-1] is not None:
+                answers[-1].sure = False  # what is dead may have taken its place, or lie beside it
         else:
             assert self.target.forgets, "an answer was refused"
 

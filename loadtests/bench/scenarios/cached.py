@@ -63,23 +63,24 @@ def fill(rig: Rig) -> None:
     body = _body(payload.MODEL)
     with _redis(rig) as url:
         layers: dict[str, dict[str, object]] = {
+            "off": {"mode": "off"},
             "l1": {"l1": _L1},
             "l1 and l2": {"l1": _L1, "l2": {"url": url}},
-            "off": {"mode": "off"},
         }
-        gateways = [_gateway(rig, name, rig.backends, cache) for name, cache in layers.items()]
-        echo = Echo(rig.folder, rig.core)
-        subjects: list[Subject] = [echo, *gateways]
-        try:
-            rig.alternate("fill", subjects, body, payload.MODEL, keys=0)
-            for gateway in gateways[:2]:
-                _all_were(rig, gateway, "MISS", "fill")
-        finally:
-            for subject in subjects:
-                subject.stop()
+        for name, cache in layers.items():  # one at a time: those that wait would still tick on the same core
+            gateway, echo = _gateway(rig, "gateway", rig.backends, cache), Echo(rig.folder, rig.core)
+            try:
+                rig.alternate(f"fill, {name}", [echo, gateway], body, payload.MODEL, keys=0)
+                if name != "off":
+                    _all_were(rig, gateway, "MISS", "fill")
+            finally:
+                echo.stop()
+                gateway.stop()
     book = rig.book
-    book.at_least("cacheable miss with L1 / echo", book.ratio("fill", "l1", "echo"), 0.42)
-    book.at_least("cacheable miss with L1 and L2 / echo", book.ratio("fill", "l1 and l2", "echo"), 0.34)
+    book.at_least("cacheable miss with L1 / echo", book.ratio("fill, l1", "gateway", "echo"), 0.42)
+    book.at_least(
+        "cacheable miss with L1 and L2 / echo", book.ratio("fill, l1 and l2", "gateway", "echo"), 0.34
+    )
 
 
 def _body(model: str) -> bytes:
