@@ -33,14 +33,15 @@ _SCOPES = 4096
 class Question:
     """One cacheable request: its key, the epochs it was asked under, and what it says about caching."""
 
-    __slots__ = ("asked_ns", "flight", "key", "request", "stamp", "wanted")
+    __slots__ = ("asked_ns", "flight", "key", "request", "scope", "stamp", "wanted")
 
-    def __init__(self, key: Key, stamp: int, wanted: Directives, request: Request) -> None:
+    def __init__(self, key: Key, scope: Scope, stamp: int, wanted: Directives, request: Request) -> None:
         #: CLOCK_MONOTONIC, before anything was looked up
         self.asked_ns = monotonic_ns()
         self.key = key
         #: what a flight goes by: who asks after a flush joins none that was begun before it
         self.flight = under(key, stamp)
+        self.scope = scope
         self.stamp = stamp
         self.wanted = wanted
         self.request = request
@@ -73,7 +74,7 @@ class Recall:
             scope = self.tiers.epochs.scope(model, tenant)
             if len(self._scopes) < _SCOPES:
                 self._scopes[(model, tenant)] = scope
-        return Question(key, self.tiers.epochs.stamp(scope, key), wanted, request)
+        return Question(key, scope, self.tiers.epochs.stamp(scope, key), wanted, request)
 
     def near(self, question: Question) -> Kept | None:
         """What shared memory holds, if it is fresh enough for this question."""
@@ -141,6 +142,8 @@ class Recall:
         """
         if not 200 <= status < 300 or not question.wanted.write or len(body) > self.max_entry:
             return False
+        if self.tiers.epochs.stamp(question.scope, question.key) != question.stamp:
+            return False  # flushed meanwhile: dead, it would only take the place of what was asked for since
         words = WORDS[question.request.endpoint.dialect]
         head = self._writer.head(status, fields)
         if head is None:

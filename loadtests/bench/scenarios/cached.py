@@ -12,7 +12,7 @@ from ..context import Rig
 from ..rig import client, payload
 from ..rig.process import Child, RigError, answers, free_port
 from ..rig.wrk import KEY
-from ..subjects import REQUESTS, Echo, Gateway, Subject
+from ..subjects import REQUESTS, Echo, Gateway
 
 KEYS = 10_000
 _FILLERS = 32
