@@ -20,7 +20,7 @@ CREDENTIALS = frozenset(
 )
 
 #: Of a request: hop-by-hop, the client's credentials, what we set ourselves, and ``accept-encoding`` (answers are
-#: relayed, counted and one day cached as the identity encoding). ``expect`` is met by the server host.
+#: relayed, counted and cached as the identity encoding). ``expect`` is met by the server host.
 NOT_UPSTREAM = (
     HOP_BY_HOP
     | CREDENTIALS

@@ -32,7 +32,7 @@ from redis.asyncio import RedisCluster
 from redis.exceptions import NoPermissionError, RedisClusterException, RedisError
 
 from ..cache.epoch import Epochs
-from ..cache.redis_client import Client, RedisSettings, Topology, client, close
+from ..cache.redis_client import Client, RedisSettings, Topology, client, close, eviction_policy
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +126,21 @@ class Invalidation:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keeping_step(redis))
                 group.create_task(self._listening(redis))
+                group.create_task(self._judging(redis))
         finally:
             await close(redis)
+
+    async def _judging(self, redis: Client) -> None:
+        """Say once, when Redis is first there, that it is one that refuses entries instead of dropping old ones."""
+        while not self._in_step:
+            await asyncio.sleep(RETRY_S)
+        with contextlib.suppress(*_FAULTS):
+            async with asyncio.timeout(ROUND_S):
+                if await eviction_policy(redis) == "noeviction":
+                    log.warning(
+                        "l2_noeviction: when the cache's Redis is full it stores nothing more; "
+                        "set its maxmemory-policy to allkeys-lru"
+                    )
 
     # ---- the one task that talks about nonces
 

@@ -85,8 +85,8 @@ class L2(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Meta(
             ge=0,
             le=600_000,
-            description="How long other nodes wait for the node that asks upstream, before they ask too; "
-            "0: they never wait.",
+            description="How long a node that died while it asked upstream keeps the others waiting, and how long a "
+            "stream waits for another node before it is begun here too; 0: nodes do not wait for each other.",
         ),
     ] = 2000
     compress_above: Annotated[Size, Meta(description="Longer entries are compressed with zstd.")] = 1 * KIB

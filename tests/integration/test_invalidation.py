@@ -323,3 +323,17 @@ async def test_in_a_cluster_flushes_are_seen_by_message_and_go_on_after_a_failov
             found.owner(NAME).kill()
             await one.invalidation.flush("m:1")
             await until(lambda: other.epochs.get("m:1") == one.epochs.get("m:1") != 0, "seen by the replica")
+
+
+@pytest.mark.parametrize(("policy", "said"), [("noeviction", 1), ("allkeys-lru", 0)])
+async def test_a_redis_that_refuses_entries_when_it_is_full_is_warned_of_once(
+    caplog: pytest.LogCaptureFixture, policy: str, said: int
+) -> None:
+    with redis_server(maxmemory_policy=policy) as server:
+        async with two(settings_of(server), QUICK_S) as (one, other):
+            await until(lambda: one.epochs.synced and other.epochs.synced, "both in step")
+            if said:
+                await until(lambda: caplog.text.count("l2_noeviction") == 2, "each said so")
+            await flush_is_seen(one, other)
+            await flush_is_seen(other, one)
+        assert caplog.text.count("l2_noeviction") == 2 * said

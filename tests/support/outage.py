@@ -20,7 +20,7 @@ from .slow_line import SlowLine, slow_line
 WATCHDOG_S = 60.0
 _LINE = re.compile(r"^\S+ ([A-Z]+) (\S+?)\[(\d+)\] \S+: (\w+)", re.M)
 _STATES = ("l2_down", "l2_full", "l2_up")
-_WARNINGS = {"l2_down", "l2_full", "epochs_lost"}
+_WARNINGS = {"l2_down", "l2_full", "epochs_lost", "l2_noeviction"}
 
 
 @dataclass
