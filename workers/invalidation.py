@@ -84,6 +84,7 @@ class Invalidation:
         self._fresh = True
         self._read_at = clock()
         self._in_step: bool | None = None
+        self._judged = False
         self._hints: bool | None = None
 
     @property
@@ -126,21 +127,8 @@ class Invalidation:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keeping_step(redis))
                 group.create_task(self._listening(redis))
-                group.create_task(self._judging(redis))
         finally:
             await close(redis)
-
-    async def _judging(self, redis: Client) -> None:
-        """Say once, when Redis is first there, that it is one that refuses entries instead of dropping old ones."""
-        while not self._in_step:
-            await asyncio.sleep(RETRY_S)
-        with contextlib.suppress(*_FAULTS):
-            async with asyncio.timeout(ROUND_S):
-                if await eviction_policy(redis) == "noeviction":
-                    log.warning(
-                        "l2_noeviction: when the cache's Redis is full it stores nothing more; "
-                        "set its maxmemory-policy to allkeys-lru"
-                    )
 
     # ---- the one task that talks about nonces
 
@@ -157,6 +145,9 @@ class Invalidation:
             else:
                 self._succeeded()
                 pause_s = self._poll_s
+                if self._in_step and not self._judged:
+                    self._judged = True
+                    await _judge(redis)
             if _cancelled():
                 return
             with contextlib.suppress(TimeoutError):
@@ -311,6 +302,17 @@ def _cancelled() -> bool:
     """Whether this task was told to end. redis-py sends under `wait_for`, which in Python 3.11 may swallow that."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+async def _judge(redis: Client) -> None:
+    """Say so when this Redis refuses entries, once it is full, instead of dropping old ones."""
+    with contextlib.suppress(*_FAULTS):
+        async with asyncio.timeout(ROUND_S):
+            if await eviction_policy(redis) == "noeviction":
+                log.warning(
+                    "l2_noeviction: when the cache's Redis is full it stores nothing more; "
+                    "set its maxmemory-policy to allkeys-lru"
+                )
 
 
 def _said(fault: BaseException) -> str:
