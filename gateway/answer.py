@@ -21,7 +21,7 @@ from .life import Life
 from .metrics import PAUSES, Metrics
 from .raw import Out, RawRequest
 from .record import Record
-from .relay import UNKNOWN_LIMIT_BYTES, Relay, Upstream
+from .relay import PAUSE_ABOVE_BYTES, UNKNOWN_LIMIT_BYTES, Relay, Upstream
 from .respond import HeaderTable, is_event_stream
 from .upstream.call import Call
 from .upstream.fault import BodyTooLarge, UpstreamFault
@@ -130,7 +130,10 @@ class Answering:
     def again(
         self, dialect: Dialect, record: Record, fields: list[tuple[str, str]], out: Out, life: Life
     ) -> Coroutine[None, None, None] | None:
-        """Give an answer that was kept; what is still to be waited for."""
+        """Give an answer that was kept; what is still to be waited for.
+
+        A long stream is counted until its client has it; raises :class:`Fault` 429 when the node holds too much.
+        """
         life.status = record.status
         if record.cuts:
             return self._again(dialect, record, fields, out, life)
@@ -140,11 +143,16 @@ class Answering:
     async def _again(
         self, dialect: Dialect, record: Record, fields: list[tuple[str, str]], out: Out, life: Life
     ) -> None:
+        size = len(record.body)
+        # a shorter one is the server host's at once: no relay pauses before that
+        held = self._buffers.hold(size) if size > PAUSE_ABOVE_BYTES else 0
         gathered = Gathered(record.pieces())
         try:
             await self.stream(dialect, gathered, record.status, fields, out, life)
         finally:
             gathered.abort()
+            if held:
+                self._buffers.release(held)
 
     def account(self, call: Call) -> Answer:
         """The account of an answer that is to be gathered."""

@@ -12,7 +12,7 @@ What differs from request to request is not kept: request id, backend, age. Know
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..cache.entry import VALUE_AT, Entry
 
@@ -39,13 +39,12 @@ class Record:
         self.cuts = cuts
         self.body = body
 
-    def pieces(self) -> list[bytes]:
-        """The body cut as its server had cut it."""
-        at, made = 0, []
+    def pieces(self) -> Iterator[bytes]:
+        """The body cut as its server had cut it; each piece is cut when it is wanted."""
+        at = 0
         for length in self.cuts:
-            made.append(self.body[at : at + length])
+            yield self.body[at : at + length]
             at += length
-        return made
 
 
 def whole(head: bytes, body: bytes | bytearray) -> tuple[bytes | bytearray, ...]:

@@ -88,7 +88,8 @@ def asking(plane: DataPlane, clients: ExitStack, receive_buffer: int | None = No
 def kept() -> list[int]:
     """The sizes of answers that are in memory still."""
     found = [one for one in gc.get_objects() if isinstance(one, Gathered)]
-    return [len(one._body) for one in found if one._body]
+    cutting = [getattr(one._pieces, "gi_frame", None) for one in found]
+    return [len(frame.f_locals["body"]) for frame in cutting if frame is not None]
 
 
 # ---- requests

@@ -233,3 +233,27 @@ def test_a_hit_of_a_client_that_reads_slowly_comes_whole(sim: Simulator) -> None
         plane.wait_for(requests=1)
         gone.reset()
         plane.wait_settled()
+
+
+def test_a_long_stream_that_is_given_again_is_counted_while_its_client_does_not_read_it() -> None:
+    body = b"".join([*[event(None, text="x" * 30_000) for _ in range(60)], event("stop"), DONE])
+    with behind(head(), *[chunk(body[i : i + 9000]) for i in range(0, len(body), 9000)], chunk(b"")) as found:
+        plane = found[1]
+        asked = question(stream=True)
+        assert ask(plane.port, asked).body == body
+        plane.wait_settled()
+        line = Line(plane.port, receive_buffer=65536)
+        line.put(asked)
+        wait_until(lambda: plane.state()["held"] == len(body), what="the hit is counted")
+
+        def fill(limit: int) -> int:
+            plane.worker.buffers.limit_bytes, before = limit, plane.worker.buffers.limit_bytes
+            return before
+
+        limit = plane.call(lambda: fill(len(body) + 1))
+        refused = ask(plane.port, asked)
+        assert (refused.status, refused.json()["error"]["code"]) == (429, "buffers_full")
+        plane.call(lambda: fill(limit))
+        assert line.receive().body == body
+        line.socket.close()
+        plane.wait_settled()

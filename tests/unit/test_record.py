@@ -48,7 +48,7 @@ def test_status_fields_body_and_pieces_come_back(
         record = reader.read(entry(*pack(status, given_fields, b"".join(pieces), [len(p) for p in pieces])))
         assert (record.status, record.fields, record.body) == (status, given_fields, b"".join(pieces))
         if pieces:
-            assert record.pieces() == pieces
+            assert list(record.pieces()) == pieces
 
 
 def test_what_belongs_to_one_exchange_is_not_kept() -> None:
