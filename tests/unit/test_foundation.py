@@ -10,7 +10,7 @@ import pytest
 
 from penstock.cache.layout import Geometry
 from penstock.cache.segment import NoRoom, Segment
-from penstock.gateway.config import Admin, Backend, Config, Listen, Model
+from penstock.gateway.config import Admin, Backend, Cache, Config, Listen, Model
 from penstock.workers import rundir, store
 from penstock.workers.foundation import CONTROL, CannotStart, Foundation
 
@@ -35,6 +35,7 @@ def _config(
         models={"m": Model(backends=(Backend(url="http://a"),))},
         listen=Listen(host=host, port=port or free_port(), uds=uds),
         admin=Admin(port=admin or free_port()),
+        cache=Cache(mode="off"),  # nobody looks at what would be 4 GiB here
     )
 
 
