@@ -47,6 +47,7 @@ READY = b"r"
 LEAVING = b"l"
 RELOADED = b"d"
 """What a child says through its pipe; the last is the controller's, whatever came of the reload."""
+_TOLD_BY = (signal.SIGTERM, signal.SIGUSR2)
 UNUSABLE = 1
 """The exit status of a worker that cannot serve what is configured."""
 TICK_S = 0.02
@@ -233,8 +234,8 @@ class _Life:
         self._loop.run_until_complete(self._app.start())
         listen = self._published.config.listen
         tls = (listen.tls.cert, listen.tls.key) if listen.tls else None
-        self._loop.add_signal_handler(signal.SIGTERM, self._told, False)
-        self._loop.add_signal_handler(signal.SIGUSR2, self._told, True)
+        # a signal that comes while uvloop does not run is lost: until it does, these wait
+        signal.pthread_sigmask(signal.SIG_BLOCK, _TOLD_BY)
         host = serve(
             self._answer,
             self._mine.listeners,
@@ -288,6 +289,9 @@ class _Life:
         logs.set_level(published.config.log.level)
 
     async def _until_left(self, host: Host) -> None:
+        self._loop.add_signal_handler(signal.SIGTERM, self._told, False)
+        self._loop.add_signal_handler(signal.SIGUSR2, self._told, True)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TOLD_BY)
         replaced = await self._leave
         workers = self._published.config.workers
         end = self._loop.time() + workers.drain_timeout_s

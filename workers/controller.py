@@ -10,6 +10,7 @@ A reload is whole or not at all: read, checked, written, then its number publish
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -99,7 +100,8 @@ class Controller:
         app = admin.AdminApp(self._routes(), self._mine.environ.get(key_env) if key_env else None)
         host = serve(app.__rsgi__, self._mine.listeners, loop=loop)
         settle_memory()
-        os.write(self._mine.ready_fd, READY)
+        with contextlib.suppress(BrokenPipeError):  # the supervisor has died: SIGTERM is on its way
+            os.write(self._mine.ready_fd, READY)
         log.info("controller_ready generation=%d", self._published.generation)
         work = (self._sweeping, self._probing, self._reloading, self._invalidation.run)
         tasks = [loop.create_task(one()) for one in work]

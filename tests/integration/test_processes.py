@@ -33,7 +33,8 @@ DEAD = "http://127.0.0.1:9"
 
 
 def _config(**sections: Any) -> dict[str, Any]:
-    return {**one_model(DEAD), "workers": {"count": 1, "drain_delay_s": 0, "drain_timeout_s": 5}, **sections}
+    few = {"workers": {"count": 1, "drain_delay_s": 0, "drain_timeout_s": 5}, "cache": {"mode": "off"}}
+    return {**one_model(DEAD), **few, **sections}
 
 
 @pytest.fixture
@@ -377,26 +378,51 @@ def test_a_worker_told_to_leave_by_somebody_else_gets_a_successor_at_once(gate: 
     assert "process_died" not in gate.log()
 
 
-def _broken(folder: Path, port: int, workers: int, condition: str) -> tuple[Path, list[str]]:
-    """The configuration and command of a gateway whose workers end at their start where `condition` holds."""
+def _made_by(folder: Path, port: int, workers: int, *factory: str) -> tuple[Path, list[str]]:
+    """The configuration and command of a gateway whose workers are made by `factory`, the lines of a function."""
     file = folder / "c.yaml"
     ports = {"listen": {"host": "127.0.0.1", "port": port}, "admin": {"port": free_port()}}
     count = {"workers": {"count": workers, "drain_delay_s": 0, "drain_timeout_s": 5}}
     file.write_text(json.dumps({**_config(), **ports, **count}))
-    script = folder / "broken.py"
+    script = folder / "made.py"
     script.write_text(
-        "import os, pathlib, sys\n"
+        "import os, pathlib, signal, sys\n"
         "from penstock.workers.boot import gateway_app\n"
         "from penstock.workers.source import Source\n"
         "from penstock.workers.supervisor import Supervisor\n"
-        "def broken(given):\n"
-        f"    if {condition}:\n"
-        "        raise SystemExit(3)\n"
-        "    return gateway_app(given)\n"
+        "def factory(given):\n"
+        f"{''.join(f'    {line}{os.linesep}' for line in factory)}"
         f"source = Source(pathlib.Path({str(file)!r}))\n"
-        "sys.exit(Supervisor(source, source.read(os.environ), dict(os.environ), app_factory=broken).run())\n"
+        "sys.exit(Supervisor(source, source.read(os.environ), dict(os.environ), app_factory=factory).run())\n"
     )
     return file, [sys.executable, str(script)]
+
+
+def _broken(folder: Path, port: int, workers: int, condition: str) -> tuple[Path, list[str]]:
+    """The same of a gateway whose workers end at their start where `condition` holds."""
+    return _made_by(
+        folder, port, workers, f"if {condition}:", "    raise SystemExit(3)", "return gateway_app(given)"
+    )
+
+
+def test_a_worker_told_to_leave_before_its_loop_runs_leaves(tmp_path: Path) -> None:
+    mark = tmp_path / "told"
+    factory = (
+        "app, answer = gateway_app(given)",
+        "class Told:",
+        "    def __getattr__(self, name):",
+        "        return getattr(app, name)",
+        "    def tick(self, now, late_s):",  # the first one is before the loop runs
+        f"        if not os.path.exists({str(mark)!r}):",
+        f"            open({str(mark)!r}, 'w').close()",
+        "            os.kill(os.getpid(), signal.SIGTERM)",
+        "        app.tick(now, late_s)",
+        "return Told(), answer",
+    )
+    with Proc(_made_by(tmp_path, free_port(), 1, *factory)[1], name="told") as proc:
+        wait_until(lambda: "worker_left" in proc.log(), what="the worker hears it")
+        wait_until(lambda: proc.log().count("worker_ready") == 2, what="a successor")
+        assert "process_died" not in proc.log()
 
 
 def test_a_worker_in_a_crash_loop_costs_the_others_nothing(tmp_path: Path) -> None:
