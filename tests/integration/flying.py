@@ -186,6 +186,8 @@ class Node:
 
     def __init__(self) -> None:
         self.segment = Segment.create(None, _GEOMETRY, owner_pid=os.getpid(), owner_start=1)
+        # one more worker, that does nothing: a lone one would set no marks
+        claim(self.segment, _GEOMETRY.slots - 1, os.getpid(), 1)
         self.folder = Path(
             tempfile.mkdtemp(prefix="fl-")
         )  # short: a Unix socket's path has 107 bytes at most
