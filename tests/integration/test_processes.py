@@ -578,6 +578,7 @@ def test_without_a_configuration_a_demo_answers_and_ends_with_its_simulators() -
         command = next(line for line in proc.log().splitlines() if line.strip().startswith("curl"))
         status, output = run(["sh", "-c", command.strip()])
         assert status == 0
-        assert json.loads(output)["choices"][0]["message"]["content"]
+        body = output.partition("\r\n\r\n")[2]  # the command shows the headers too
+        assert json.loads(body)["choices"][0]["message"]["content"]
         proc.send(signal.SIGTERM)
         assert proc.wait() == 0
