@@ -41,6 +41,9 @@ class Claim(enum.Enum):
     BUSY = "busy"
 
 
+_LED = Claim.LED  # looked up once: an enum's members are slow in Python 3.11
+
+
 class Marks:
     """The marks region, as one worker sees it. `slot` and `generation` are that worker's, its slot's lock held by
     `segment`. Lock order: see `locks`; never two stripes at once.
@@ -101,7 +104,7 @@ class Marks:
             self._locks.unlock(stripe)
         self._led[key] = place
         self.cleared_ns = cleared_ns
-        return Claim.LED
+        return _LED
 
     def clear(self, key: Key, now_ns: int) -> None:
         """The leader's: the flight is over. Does nothing when `key` is not, or not any more, this worker's.

@@ -25,3 +25,5 @@ class NoCache(enum.Enum):
     NOT_OPTED_IN = "not_opted_in"
     STATEFUL = "stateful"
     NO_STORE = "no_store"
+
+    __hash__ = object.__hash__  # by identity, in C: tables are looked up by it on every request

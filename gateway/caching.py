@@ -23,6 +23,7 @@ MAX_TTL_S = 30 * 86_400
 
 _NAMESPACE_CHARS = 128
 _HEADER = "x-penstock-cache-ttl"
+_NONDETERMINISTIC = NoCache.NONDETERMINISTIC  # looked up once: an enum's members are slow in Python 3.11
 
 
 class Directives:
@@ -84,7 +85,7 @@ def veto(request: Request, mode: CacheMode, wanted: Directives) -> NoCache | Non
         return NoCache.STATEFUL
     if mode == "deterministic":
         if not (endpoint.deterministic or fields.get("temperature") == 0 or fields.get("seed") is not None):
-            return NoCache.NONDETERMINISTIC
+            return _NONDETERMINISTIC
     elif mode == "opt_in" and not wanted.opted_in:
         return NoCache.NOT_OPTED_IN
     return None if wanted.read or wanted.write else NoCache.NO_STORE

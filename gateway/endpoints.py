@@ -20,6 +20,8 @@ class Dialect(enum.Enum):
     MESSAGES = "messages"
     RESPONSES = "responses"
 
+    __hash__ = object.__hash__  # by identity, in C: tables are looked up by it on every request
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Endpoint:

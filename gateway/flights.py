@@ -28,6 +28,8 @@ from .ticket import Member
 
 log = logging.getLogger(__name__)
 
+_LED = Claim.LED  # looked up once: an enum's members are slow in Python 3.11
+
 #: A peer whose heartbeat (every 20 ms) is this old hangs.
 HANGS_NS = 10_000_000_000
 #: A follower says what it wants within this (s).
@@ -108,7 +110,7 @@ class Flights:
         ``deadline_s`` is how long the flight may take before others no longer wait for a leader that hangs.
         """
         if self._alone:
-            return Claim.LED
+            return _LED
         now_ns = self._clock_ns()
         found = self._marks.claim(key, now_ns, now_ns + int(deadline_s * 1e9))
         return Claim.FULL if found == (self._slot, self._generation) else found

@@ -32,6 +32,7 @@ from .sticky import Sticky
 TENANT = "default"
 
 _BYPASSED = Outcome.BYPASS.value
+_NO_LEASE = Lease.NONE  # looked up once: an enum's members are slow in Python 3.11
 _BYPASS = {
     reason: (("x-penstock-cache", _BYPASSED), ("x-penstock-cache-reason", reason.value)) for reason in NoCache
 }
@@ -85,7 +86,7 @@ class Pipeline:
                 return self._sharing.give(kept, endpoint, raw, out, life)
             if self._recall.reaches_far:
                 return self._look_far(question, endpoint, request, route, raw, out, life)
-        return self._fetch(question, self._errand(endpoint, request, route, raw), Lease.NONE, out, life)
+        return self._fetch(question, self._errand(endpoint, request, route, raw), _NO_LEASE, out, life)
 
     async def _look_far(
         self,

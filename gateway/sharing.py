@@ -34,6 +34,8 @@ from .turn import Turn
 from .upstream.call import Call
 
 _MISSED, _JOINED = Outcome.MISS.value, Outcome.COALESCED.value
+# an enum's members are looked up slowly in Python 3.11 (70 ns)
+_LED, _MINE, _OTHER = Claim.LED, Lease.MINE, Lease.OTHER
 _MISS = (("x-penstock-cache", _MISSED),)
 _COALESCED = ("x-penstock-cache", _JOINED)
 
@@ -78,7 +80,7 @@ class Sharing:
         flight = self._flights.get(question.flight)
         if flight is None:
             claim = self._flights.claim(question.flight, _LONGEST_S)
-            if claim is Claim.LED:
+            if claim is _LED:
                 flight = self._flights.open(question.flight)
                 return self._lead(flight, question, errand, lease, out, life)
             return self._fly(claim, question, errand, lease, out, life)
@@ -145,7 +147,7 @@ class Sharing:
                 if self._flights.cleared_ns >= question.asked_ns:
                     # somebody may have led, kept the answer and let go between our look and our claim
                     kept = recall.near(question)
-                if kept is None and lease is Lease.OTHER:
+                if kept is None and lease is _OTHER:
                     # a stream is begun by oneself rather than waited for to its end
                     patience_s = self.lease_s if question.request.stream else _deadline_s(model)
                     found = await recall.awaited(question, self._clock() + patience_s)
@@ -159,7 +161,7 @@ class Sharing:
                     if rest is not None:
                         await rest
                     return
-                if lease is Lease.MINE:
+                if lease is _MINE:
                     recall.hold(question)
             life.cache = _MISSED
             life.flight = flight
@@ -203,7 +205,7 @@ class Sharing:
             life.flight = None
             if not later:
                 self._flights.close(flight)
-                if lease is Lease.MINE and not stored:
+                if lease is _MINE and not stored:
                     recall.give_up(question)
 
     def _settle(
@@ -221,7 +223,7 @@ class Sharing:
             stored = self._recall.keep(question, status, fields, body, None)
         finally:
             self._flights.close(flight)
-        if lease is Lease.MINE and not stored:
+        if lease is _MINE and not stored:
             self._recall.give_up(question)
 
     async def _share_whole(
