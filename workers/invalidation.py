@@ -51,7 +51,11 @@ _ALL = "all"
 _VERSION = b"version"
 _NAME = re.compile(rb"all|[mtk]:(?:0|[1-9][0-9]{0,3})")
 _NONCE = re.compile(rb"[1-9][0-9]{0,19}")
-_FAULTS = (RedisError, RedisClusterException, OSError, TimeoutError, EOFError, ValueError, LookupError)
+_FAULTS = (
+    *(RedisError, RedisClusterException, OSError, TimeoutError, EOFError),
+    # over replies that no Redis gives redis-py stumbles, and so do we: whoever answers there ends no controller
+    *(ValueError, LookupError, TypeError, AttributeError),
+)
 
 
 class Invalidation:

@@ -150,6 +150,8 @@ class Outbox:
                 self._counts.dropped += stores
                 return
             refused = await self._store(names, words)
+            if not (isinstance(refused, int) and 0 <= refused <= stores):
+                raise ValueError("that is no answer of a Redis")
         except Exception as error:  # whatever redis-py raises: nobody waits for it
             self._counts.errors += 1
             self._counts.dropped += stores

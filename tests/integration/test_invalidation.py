@@ -24,6 +24,7 @@ from ..support.redis import (
     redis_sentinel,
     redis_server,
 )
+from ..support.scripted import Peer, scripted
 
 KEY = Key(bytes(range(32)))
 NAME = "penstock:epochs"
@@ -337,3 +338,31 @@ async def test_a_redis_that_refuses_entries_when_it_is_full_is_warned_of_once(
             await flush_is_seen(one, other)
             await flush_is_seen(other, one)
         assert caplog.text.count("l2_noeviction") == 2 * said
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b":5\r\n",
+        b"*0\r\n",
+        b"*2\r\n:1\r\n:2\r\n",
+        b"%1\r\n+a\r\n:1\r\n",
+        b"$-1\r\n",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    ],
+)
+async def test_whatever_answers_in_the_place_of_redis_the_node_goes_on(reply: bytes) -> None:
+    asked = 0
+
+    async def answer(peer: Peer) -> None:
+        nonlocal asked
+        while heard := await peer.reader.read(65536):
+            asked += 1
+            peer.writer.write(b"+OK\r\n" if b"CLIENT" in heard else reply)
+
+    async with scripted(answer) as odd:
+        settings = RedisSettings(odd.url.replace("http", "redis"))
+        async with Node(settings, QUICK_S).running() as node:
+            await node.invalidation.flush(MODEL)
+            await until(lambda: asked > 20, "the node asks again and again")
+            assert node.epochs.get(MODEL)

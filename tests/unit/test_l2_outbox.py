@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -197,3 +198,15 @@ async def test_closing_sends_what_is_left_but_does_not_wait_for_ever() -> None:
     assert far.counts.stored == 0
     await far.lane.close()
     far.press.close()
+
+
+@pytest.mark.parametrize("odd", [-1, 2, [], {}, None, b"0", "0"])
+@on_uvloop
+async def test_an_answer_that_no_redis_gives_is_an_error_and_counts_nothing_as_stored(odd: Any) -> None:
+    far = Far()
+    far.refuses = odd
+    assert far.outbox.put(b"a", b"one", 1000)
+    await far.all_sent(1)
+    assert (far.counts.errors, far.counts.dropped) == (1, 1)
+    assert (far.counts.stored, far.counts.stored_bytes, far.counts.refused) == (0, 0, 0)
+    await far.close()
