@@ -50,6 +50,8 @@ def led(flights: Flights, n: int) -> Flight:
 
 def followed(flights: Flights, n: int) -> Member:
     leader = flights.claim(key(n), 60.0)
+    while leader is Claim.BUSY:  # another one asks at this moment
+        leader = flights.claim(key(n), 60.0)
     assert isinstance(leader, tuple)
     return flights.remote(leader, key(n))
 
