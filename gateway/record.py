@@ -74,12 +74,18 @@ class Writer:
         except KeyError:
             pass
         made: bytes | None = None
-        if not any(name == "cache-control" and "no-store" in value.lower() for name, value in fields):
+        if not any(name == "cache-control" and _forbids(value) for name, value in fields):
             text = "".join([f"{name}\0{value}\0" for name, value in fields if name not in _NOT_KEPT])
             made = _STATUS.pack(status) + text.encode("ascii")
         if len(self._heads) < _REMEMBERED:
             self._heads[named] = made
         return made
+
+
+def _forbids(cache_control: str) -> bool:
+    """Whether a shared cache must not keep the answer (RFC 9111 §5.2.2)."""
+    said = {part.strip().partition("=")[0].lower() for part in cache_control.split(",")}
+    return "no-store" in said or "private" in said
 
 
 class Reader:

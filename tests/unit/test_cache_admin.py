@@ -63,7 +63,10 @@ class Node:
     ) -> None:
         epochs = self.arena.epochs
         stamp = epochs.stamp(epochs.scope(model, tenant), key)
-        packed = pack(key, stamp, NOW_MS - 1500, NOW_MS + ms, *record.pack(200, FIELDS, body, cuts))
+        head = record.Writer().head(200, FIELDS)
+        assert head is not None
+        value = record.cut(head, body, cuts) if cuts else record.whole(head, body)
+        packed = pack(key, stamp, NOW_MS - 1500, NOW_MS + ms, *value)
         assert self.l1.put(key, packed, NOW_MS)
 
     def serves(self, key: Key = KEY, model: str = "m", tenant: str = "default") -> bool:

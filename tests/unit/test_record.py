@@ -83,3 +83,20 @@ def test_heads_are_remembered_and_not_shared_by_answers_that_differ() -> None:
     for number in itertools.chain(range(600), range(600)):  # more than are remembered
         record = reader.read(entry(*pack(200, [("x-n", str(number))], b"")))
         assert record.fields == [("x-n", str(number))]
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("no-store", False),
+        ("max-age=5, No-Store", False),
+        ("private", False),
+        ('private="x", max-age=1', False),
+        ("public, max-age=60", True),
+        ("no-cache", True),
+        ("x-private", True),
+    ],
+)
+def test_an_answer_that_a_shared_cache_must_not_keep_has_no_head(said: str, kept: bool) -> None:
+    made = Writer().head(200, [("content-type", "application/json"), ("cache-control", said)])
+    assert (made is not None) is kept
