@@ -10,7 +10,6 @@ import logging
 import re
 from collections.abc import Callable
 from time import perf_counter_ns
-from typing import NamedTuple
 
 from ..cache.rows import Tally, TallyRow
 from .endpoints import RESPONSES, Endpoint
@@ -58,13 +57,16 @@ class Errand:
         self.cuts: list[int] | None = None
 
 
-class Sent(NamedTuple):
+class Sent:
     """An answer that has begun: ``end`` must follow."""
 
-    lease: Lease
-    call: Call
-    backend: Backend
-    attempts: int
+    __slots__ = ("attempts", "backend", "call", "lease")
+
+    def __init__(self, lease: Lease, call: Call, backend: Backend, attempts: int) -> None:
+        self.lease = lease
+        self.call = call
+        self.backend = backend
+        self.attempts = attempts
 
     def end(self) -> None:
         """Give the place back; of an answer that is not whole nobody wants the rest."""

@@ -37,7 +37,8 @@ class App:
         self._admin = admin
         self._loop = worker.loop
         self._watch = worker.watch
-        self._turn = worker.turn
+        #: what is still to be counted, at the end of the loop's turn (`turn` says why)
+        self._answered: list[tuple[Exchange, Endpoint | None, str, int, int]] = []
         self._seldom = Seldom()
         self._metrics = worker.metrics
         self._observers: dict[Endpoint, tuple[Observe, Observe]] = {}
@@ -80,7 +81,10 @@ class App:
             if exchange.held_bytes:
                 self.worker.release(exchange.held_bytes)
             total = perf_counter_ns() - started if started else 0
-            self._turn.add(self._record, exchange, endpoint, path, started, total)
+            answered = self._answered
+            if not answered:
+                self._loop.call_soon(self._record_all)
+            answered.append((exchange, endpoint, path, started, total))
             exchange.let_go()
 
     def _fail(self, exchange: Exchange, fault: Fault) -> None:
@@ -117,6 +121,11 @@ class App:
             headers.append(("retry-after", str(max(1, round(fault.retry_after_s)))))
             headers.append(("retry-after-ms", str(round(fault.retry_after_s * 1000))))
         exchange.respond(fault.status, headers, words.error_body(fault))
+
+    def _record_all(self) -> None:
+        answered, self._answered = self._answered, []
+        for one in answered:
+            self._record(*one)
 
     def _record(
         self, exchange: Exchange, endpoint: Endpoint | None, path: str, started: int, total: int
