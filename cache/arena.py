@@ -44,7 +44,7 @@ from .entry import UNIT_BYTES, packed_bytes
 from .epoch import EPOCH_CELLS, Epochs
 from .layout import CELL_BYTES, HEADER_BYTES, PAGE_BYTES
 from .locks import Stripes
-from .memory import NotReady, WrongVersion, allocate
+from .memory import NotReady, WrongVersion, made
 
 MAGIC = int.from_bytes(b"PENARENA", "little")
 LAYOUT_VERSION = 1
@@ -184,19 +184,8 @@ class Arena:
         digest: 64 bits that stand for what must be equal if the file is kept and taken over. Raises
         FileExistsError, and NoRoom when the memory cannot be had in full; then nothing is left behind.
         """
-        if path is None:
-            fd = os.memfd_create("penstock-cache", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        else:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            os.fchmod(fd, 0o600)
-            allocate(fd, geometry.total_bytes, path, "the cache")
+        with made(path, "penstock-cache", geometry.total_bytes, "the cache") as fd:
             arena = cls(fd, geometry, digest)
-        except BaseException:
-            os.close(fd)
-            if path is not None:
-                os.unlink(path)
-            raise
         shape = _shape(geometry, digest)
         arena.cells[H_MAGIC] = MAGIC
         for i, value in enumerate(shape):

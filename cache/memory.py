@@ -7,9 +7,11 @@ nothing of what the bytes mean.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+from collections.abc import Iterator
 
 _MIB = 1024 * 1024
 
@@ -34,7 +36,30 @@ class NoRoom(Exception):
         self.free_bytes = free_bytes
 
 
-def allocate(fd: int, size_bytes: int, path: str | None, what: str = "the shared segment") -> None:
+@contextlib.contextmanager
+def made(path: str | None, name: str, size_bytes: int, what: str = "the shared segment") -> Iterator[int]:
+    """A new file of ours, mode 0600, every page of it had, as a descriptor: at `path`, or without a path a memfd
+    called `name`.
+
+    What fails within the block leaves nothing behind; else the descriptor is the caller's. what: the file in an
+    operator's words. Raises FileExistsError and NoRoom.
+    """
+    if path is None:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    else:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.fchmod(fd, 0o600)
+        _allocate(fd, size_bytes, path, what)
+        yield fd
+    except BaseException:
+        os.close(fd)
+        if path is not None:
+            os.unlink(path)
+        raise
+
+
+def _allocate(fd: int, size_bytes: int, path: str | None, what: str) -> None:
     """Reserve every page, so that no later store can die of SIGBUS; fix the size of a memfd for good.
 
     path: where the file lies, None for a memfd. what: its name in an operator's words. Raises NoRoom.

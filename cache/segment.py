@@ -45,7 +45,7 @@ from .locks import Stripes
 from .memory import NoRoom as NoRoom
 from .memory import NotReady as NotReady
 from .memory import WrongVersion as WrongVersion
-from .memory import allocate
+from .memory import made
 
 _GEOMETRY = struct.Struct("@6Q")  # slots .. gates, then the size of the file
 
@@ -96,19 +96,8 @@ class Segment:
         owner_start is in clock ticks, see `process_start`. Raises FileExistsError, and NoRoom when the memory
         cannot be had in full; then nothing is left behind.
         """
-        if path is None:
-            fd = os.memfd_create("penstock", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        else:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            os.fchmod(fd, 0o600)
-            allocate(fd, Layout.of(geometry).total_bytes, path)
+        with made(path, "penstock", Layout.of(geometry).total_bytes) as fd:
             segment = cls(fd, geometry)
-        except BaseException:
-            os.close(fd)
-            if path is not None:
-                os.unlink(path)
-            raise
         write_header(segment.cells, geometry, owner_pid, owner_start)
         return segment
 

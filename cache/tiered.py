@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 
 from .digest import Key
-from .entry import VALUE_AT, Entry, pack, read
+from .entry import Entry, pack, read, with_expiry
 from .epoch import Epochs, under
 from .l1 import L1
 from .l2 import L2, Lease
@@ -80,8 +80,7 @@ class Tiers:
         entry = read(packed, key, stamp, now_ms)
         if entry is not None and self._l1 is not None:
             expires_ms = min(entry.expires_ms, now_ms + self.l1_ttl_ms)
-            value = entry.data[VALUE_AT : entry.end]
-            self._l1.put(key, pack(key, stamp, entry.created_ms, expires_ms, value), now_ms)
+            self._l1.put(key, with_expiry(packed, expires_ms), now_ms)
         return entry
 
     def fill(self, key: Key, stamp: int, now_ms: int, ttl_ms: int | None, *value: bytes | bytearray) -> None:
