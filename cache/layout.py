@@ -1,4 +1,4 @@
-"""Where everything lies in the shared segment: this docstring is the byte format, version 2.
+"""Where everything lies in the shared segment: this docstring is the byte format, version 3.
 
 Strategy: one flat file, cut into regions by a `Geometry`; equal geometries give equal offsets, so any two
 processes that agree on the header agree on every byte. It refuses to know files, locks and who may write
@@ -12,10 +12,11 @@ Every cell is an 8-byte unsigned integer in native byte order on an 8-byte bound
         [0]  magic, the bytes b"PENSTOCK"
         [1]  layout version; 0 until everything else is there: it is published last
         [2]  slots   [3] backends   [4] models   [5] counter_bytes   [6] gates
-        [7]  size of the whole file in bytes
-        [8]  xxh3_64 of cells [2]..[7]
+        [7]  keys    [8]  size of the whole file in bytes
+        [9]  xxh3_64 of cells [2]..[8]
         [16] supervisor pid (0: nobody)    [17] its start time, clock ticks since boot
         [24] configuration digest          [25] configuration generation, published after the digest
+        [26] generation of the API keys
     slots      (slots + 1) rows of 128 bytes; the last is the controller's
         [0] 1 claimed, 0 free   [1] pid   [2] start time, clock ticks   [3] generation of the slot
         [4] heartbeat, nanoseconds of the holder's clock   [5]..[15] zero
@@ -23,6 +24,9 @@ Every cell is an 8-byte unsigned integer in native byte order on an 8-byte bound
         backends cells: requests in flight with each backend
         models cells: requests running    models cells: requests queued    models cells: bytes held
         1 cell: the sum of the bytes held
+        models cells: how much the neediest that waits here needs a place (format: `penstock.gateway.admission`)
+        keys cells, four times: of each API key the requests in flight, the tokens reserved; of each share (a hash of
+        model and tenant) the requests running, the requests queued
     counters   (slots + 1) rows of counter_bytes; the last is the controller's
         [0] used: cells of the row that are published, these heads included
         [1] how often a name found no room   [2]..[65] the cells such names share
@@ -32,7 +36,8 @@ Every cell is an 8-byte unsigned integer in native byte order on an 8-byte bound
     backends   `backends` rows of 128 bytes
         [0] xxh3_64 of [1]..[15], seeded with the row's number   [1] health   [2] weight x 1000
         [3] waiting   [4] running   [5] KV cache use in permille   [6] pool state
-        [7] time of writing, nanoseconds   [8] identity   [9]..[15] zero
+        [7] time of writing, nanoseconds   [8] identity   [9] drained   [10] up since, nanoseconds
+        [11]..[15] zero
     gates      `gates` stripes of 192 bytes
         [0] sequence; its lowest bit names the copy that counts   [1]..[7] zero
         [8]..[15] copy 0   [16]..[23] copy 1
@@ -54,18 +59,19 @@ from dataclasses import dataclass
 CELL_BYTES = 8
 PAGE_BYTES = 4096
 MAGIC = int.from_bytes(b"PENSTOCK", "little")
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 
 # Header cells.
 H_MAGIC = 0
 H_VERSION = 1
 H_GEOMETRY = 2
-H_TOTAL_BYTES = 7
-H_CHECKSUM = 8
+H_TOTAL_BYTES = 8
+H_CHECKSUM = 9
 H_OWNER_PID = 16
 H_OWNER_START = 17
 H_CONFIG_DIGEST = 24
 H_CONFIG_GENERATION = 25
+H_KEYS_GENERATION = 26
 
 HEADER_BYTES = PAGE_BYTES
 SLOT_ROW_CELLS = 16
@@ -94,7 +100,7 @@ class Geometry:
     slots: worker slots, twice the workers, so that old and new ones can stand side by side in a rolling
     restart. backends: rows of the backend table and columns of the tally. models: columns of the per-model
     cells. counter_bytes: size of one counter row; there are slots + 1, the last is the controller's. gates:
-    stripes for limits and gates.
+    stripes for limits and gates. keys: API keys that have limits, and shares of queues; 0 when there are no keys.
 
     Raises ValueError for what cannot be laid out.
     """
@@ -104,6 +110,7 @@ class Geometry:
     models: int = 256
     counter_bytes: int = 512 * 1024
     gates: int = 64
+    keys: int = 0
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
@@ -112,6 +119,7 @@ class Geometry:
             ("models", self.models, 1, 1 << 16),
             ("counter_bytes", self.counter_bytes, 1024, 1 << 30),
             ("gates", self.gates, 1, 1 << 16),
+            ("keys", self.keys, 0, 1 << 16),
         ):
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}, not between {low} and {high}")
@@ -145,7 +153,7 @@ class Layout:
         g = geometry
         slots_at = HEADER_BYTES
         tally_at = _up(slots_at + (g.slots + 1) * SLOT_ROW_CELLS * CELL_BYTES, ROW_ALIGN_BYTES)
-        tally_stride = _up((g.backends + 3 * g.models + 1) * CELL_BYTES, ROW_ALIGN_BYTES)
+        tally_stride = _up((g.backends + 4 * g.models + 1 + 4 * g.keys) * CELL_BYTES, ROW_ALIGN_BYTES)
         if tally_stride % PAGE_BYTES == 0:
             # A column of page-strided cells would fall into one set of the L1 cache and evict itself.
             tally_stride += ROW_ALIGN_BYTES

@@ -20,6 +20,8 @@ from .segment import Segment
 
 MAX_NAME_BYTES = 512
 MAX_WIDTH = COUNTER_OVERFLOW_CELLS
+#: The counts there are of each key, and of each share (:meth:`TallyRow.add_key`).
+KEY_RUNNING, KEY_TOKENS, SHARE_RUNNING, SHARE_QUEUED = range(4)
 _USED = 0
 _OVERFLOWED = 1
 _OVERFLOW = 2
@@ -28,7 +30,7 @@ _OVERFLOW = 2
 class TallyRow:
     """One worker's own tally, the only writer of it. Indices past the geometry raise IndexError."""
 
-    __slots__ = ("_held", "_held_total", "_inflight", "_queued", "_running")
+    __slots__ = ("_held", "_held_total", "_inflight", "_keys", "_queued", "_running", "_wishes")
 
     def __init__(self, segment: Segment, slot: int) -> None:
         g, layout = segment.geometry, segment.layout
@@ -45,6 +47,10 @@ class TallyRow:
         self._held = segment.cells[at : at + g.models]
         at += g.models
         self._held_total = segment.cells[at : at + 1]
+        at += 1
+        self._wishes = segment.cells[at : at + g.models]
+        at += g.models
+        self._keys = tuple(segment.cells[at + i * g.keys : at + (i + 1) * g.keys] for i in range(4))
 
     def add(self, backend: int, n: int) -> None:
         """Count n requests more (or fewer) in flight with a backend; never below zero."""
@@ -76,6 +82,19 @@ class TallyRow:
         after += total[0] - before
         total[0] = after if after > 0 else 0
 
+    def wish(self, model: int, need: int) -> None:
+        """Say how much the neediest request that waits here for a place at a model needs it; 0: none waits."""
+        self._wishes[model] = need
+
+    def add_key(self, what: int, at: int, n: int) -> None:
+        """Count n more (or fewer) in one of the cells that there are for keys and shares; never below zero.
+
+        what: KEY_RUNNING or KEY_TOKENS with a key's number, SHARE_RUNNING or SHARE_QUEUED with a share's.
+        """
+        cells = self._keys[what]
+        n += cells[at]
+        cells[at] = n if n > 0 else 0
+
     def inflight(self, backend: int) -> int:
         """This worker's requests in flight with a backend."""
         return self._inflight[backend]
@@ -101,7 +120,16 @@ class Tally:
     Indices past the geometry raise IndexError.
     """
 
-    __slots__ = ("_held_total", "_inflight", "_queued", "_running")
+    __slots__ = (
+        "_columns",
+        "_held_total",
+        "_inflight",
+        "_key_cells",
+        "_keys_at",
+        "_queued",
+        "_running",
+        "_wishes",
+    )
 
     def __init__(self, segment: Segment) -> None:
         g, layout = segment.geometry, segment.layout
@@ -116,6 +144,11 @@ class Tally:
         self._running = columns(g.backends, g.models)
         self._queued = columns(g.backends + g.models, g.models)
         self._held_total = columns(g.backends + 3 * g.models, 1)[0]
+        self._wishes = columns(g.backends + 3 * g.models + 1, g.models)
+        # thousands, of which few are looked at: cut when they are
+        self._key_cells = segment.cells[layout.tally_at : end]
+        self._keys_at = (g.backends + 4 * g.models + 1, g.keys, stride)
+        self._columns: dict[tuple[int, int], memoryview] = {}
 
     def inflight(self, backend: int) -> int:
         """Requests in flight with a backend, all workers together."""
@@ -133,6 +166,20 @@ class Tally:
     def queued(self, model: int) -> int:
         """Queued requests of a model, all workers together."""
         return sum(self._queued[model])
+
+    def wishes(self, model: int) -> list[int]:
+        """How much each slot's neediest waiting request needs a place at a model; 0 where none waits."""
+        return self._wishes[model].tolist()
+
+    def of_key(self, what: int, at: int) -> int:
+        """One of the counts of keys and shares (:meth:`TallyRow.add_key`), all workers together."""
+        column = self._columns.get((what, at))
+        if column is None:
+            first, count, stride = self._keys_at
+            if not 0 <= at < count:
+                raise IndexError(f"key {at} of {count}")
+            column = self._columns[(what, at)] = self._key_cells[first + what * count + at :: stride]
+        return sum(column)
 
     def held_total(self) -> int:
         """Bytes held on the node, all workers and models together."""

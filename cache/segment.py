@@ -24,6 +24,7 @@ from .layout import (
     H_CONFIG_DIGEST,
     H_CONFIG_GENERATION,
     H_GEOMETRY,
+    H_KEYS_GENERATION,
     H_MAGIC,
     H_OWNER_PID,
     H_OWNER_START,
@@ -47,7 +48,7 @@ from .memory import NotReady as NotReady
 from .memory import WrongVersion as WrongVersion
 from .memory import made
 
-_GEOMETRY = struct.Struct("@6Q")  # slots .. gates, then the size of the file
+_GEOMETRY = struct.Struct("@7Q")  # slots .. keys, then the size of the file
 
 
 class Cells(Protocol):
@@ -144,6 +145,15 @@ class Segment:
         self.cells[H_CONFIG_GENERATION] = generation
 
     @property
+    def keys_generation(self) -> int:
+        """The generation of the API keys, 0 before the first; one aligned load."""
+        return self.cells[H_KEYS_GENERATION]
+
+    def publish_keys(self, generation: int) -> None:
+        """Announce API keys whose file is in place."""
+        self.cells[H_KEYS_GENERATION] = generation
+
+    @property
     def owner(self) -> tuple[int, int]:
         """The supervisor: pid and start time in clock ticks; (0, …) when nobody owns the segment."""
         return self.cells[H_OWNER_PID], self.cells[H_OWNER_START]
@@ -207,7 +217,7 @@ def owner_alive(segment: Segment) -> bool:
 def _shape(geometry: Geometry) -> tuple[int, ...]:
     g = geometry
     total_bytes = Layout.of(geometry).total_bytes
-    return g.slots, g.backends, g.models, g.counter_bytes, g.gates, total_bytes
+    return g.slots, g.backends, g.models, g.counter_bytes, g.gates, g.keys, total_bytes
 
 
 def _read_header(fd: int) -> Geometry:
@@ -230,9 +240,9 @@ def _read_header(fd: int) -> Geometry:
     if xxhash.xxh3_64_intdigest(_GEOMETRY.pack(*shape)) != cells[H_CHECKSUM]:
         raise WrongVersion("the segment's header is damaged")
     try:
-        geometry = Geometry(*shape[:5])
+        geometry = Geometry(*shape[:6])
     except ValueError as error:
         raise WrongVersion(f"the segment's header is impossible: {error}") from error
-    if Layout.of(geometry).total_bytes != shape[5] or size_bytes != shape[5]:
-        raise WrongVersion(f"the segment has {size_bytes} bytes, its layout wants {shape[5]}")
+    if Layout.of(geometry).total_bytes != shape[6] or size_bytes != shape[6]:
+        raise WrongVersion(f"the segment has {size_bytes} bytes, its layout wants {shape[6]}")
     return geometry

@@ -15,8 +15,8 @@ import xxhash
 from .layout import BACKEND_ROW_CELLS
 from .segment import Segment
 
-_PAYLOAD = struct.Struct("@8Q56x")
-_ROW = struct.Struct("@9Q56x")  # the checksum before it
+_PAYLOAD = struct.Struct("@10Q40x")
+_ROW = struct.Struct("@11Q40x")  # the checksum before it
 _checksum = xxhash.xxh3_64_intdigest
 
 UNKNOWN = 0
@@ -31,7 +31,8 @@ class BackendState:
     health: 0 unknown, 1 up, 2 down. weight_milli: weight x 1000. waiting, running: requests, as the server
     reports them. kv_permille: use of its KV cache. pool_state: number of the pool's state. updated_ns: when,
     by the controller's clock. identity: 64-bit hash of model and URL, so that a reader with another
-    configuration generation does not take another backend's row for its own.
+    configuration generation does not take another backend's row for its own. drained: 1 when an operator took it out.
+    since_ns: when it came up last, by the controller's clock.
     """
 
     health: int = UNKNOWN
@@ -42,6 +43,8 @@ class BackendState:
     pool_state: int = 0
     updated_ns: int = 0
     identity: int = 0
+    drained: int = 0
+    since_ns: int = 0
 
 
 class BackendTable:
@@ -70,6 +73,8 @@ class BackendTable:
             state.pool_state,
             state.updated_ns,
             state.identity,
+            state.drained,
+            state.since_ns,
         )
         cells = self._cells
         for i, value in enumerate(memoryview(payload).cast("Q"), at + 1):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from ..cache.digest import prefix
 from .alias import Alias
 from .config import CacheMode, Config, Published
-from .config.structs import Backend as BackendConfig
+from .config.model import Backend as BackendConfig
 from .config.structs import UpstreamSettings
 from .endpoints import Endpoint
 from .errors import Fault, Kind

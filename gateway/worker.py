@@ -25,8 +25,9 @@ from .admission import Admission
 from .answer import Answering
 from .buffers import Buffers
 from .config import Published
-from .config.structs import Backend as BackendConfig
-from .config.structs import BackendTls, UpstreamSettings
+from .config.model import Backend as BackendConfig
+from .config.model import BackendTls
+from .config.structs import UpstreamSettings
 from .dispatch import Dispatch
 from .errors import Fault, Kind
 from .fleet import Backend, build

@@ -1,25 +1,28 @@
 """Configuration: the Struct tree, reading and checking a file, its JSON Schema, its travelling form."""
 
-from .cache import L1, L2, Cache, ModelCache, RedisTls
+from .cache import L1, L2, Cache, ModelCache
 from .check import Machine, is_loopback, tls_fault
 from .faults import ConfigError
 from .fields import GIB, KIB, MIB, CacheMode
 from .load import load, schema
+from .model import Backend, BackendTls, Batching, Model, Policy, Timeouts
+from .redis import RedisServer, RedisTls
 from .snapshot import Published, from_snapshot, pack, snapshot, unpack
 from .structs import (
     MAX_BACKENDS,
     MAX_MODELS,
     Admin,
-    Backend,
-    BackendTls,
+    Breaker,
     Config,
     Connections,
+    Discovery,
     Health,
+    Http2,
+    Keys,
     Limits,
     Listen,
     Log,
-    Model,
-    Timeouts,
+    Node,
     Tls,
     UpstreamSettings,
     Workers,
@@ -36,19 +39,27 @@ __all__ = [
     "Admin",
     "Backend",
     "BackendTls",
+    "Batching",
+    "Breaker",
     "Cache",
     "CacheMode",
     "Config",
     "ConfigError",
     "Connections",
+    "Discovery",
     "Health",
+    "Http2",
+    "Keys",
     "Limits",
     "Listen",
     "Log",
     "Machine",
     "Model",
     "ModelCache",
+    "Node",
+    "Policy",
     "Published",
+    "RedisServer",
     "RedisTls",
     "Timeouts",
     "Tls",

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from .faults import ConfigError
-from .structs import MAX_BACKENDS, MAX_MODELS, Backend, Config, Listen, Model, Tls
+from .model import Backend, Model
+from .redis import RedisServer
+from .structs import MAX_BACKENDS, MAX_MODELS, Config, Listen, Tls
 
 _SPARE_DESCRIPTORS = 128
 MIN_L1_ENTRIES = 8
@@ -101,9 +103,11 @@ class _Check:
         self._workers(config)
         self._limits(config)
         self._cache(config)
+        self._keys(config)
         self._names(config)
         for name, model in config.models.items():
             self._backends(f"$.models.{name}", model, config.listen)
+            self._fallbacks(f"$.models.{name}.fallbacks", name, model.fallbacks, config)
         self._capacity(config)
 
     def _listeners(self, config: Config) -> None:
@@ -188,10 +192,11 @@ class _Check:
             )
         if l1.keep and l1.size == 0:
             raise self._fail("$.cache.l1.keep", "there is nothing to keep", "give `size`, or remove `keep`")
-        if l2 is None:
-            return
-        path = "$.cache.l2"
-        parts = urlsplit(l2.url)
+        if l2 is not None:
+            self._redis("$.cache.l2", l2)
+
+    def _redis(self, path: str, server: RedisServer) -> None:
+        parts = urlsplit(server.url)
         try:
             port = parts.port
         except ValueError:
@@ -209,29 +214,42 @@ class _Check:
             raise self._fail(
                 f"{path}.url", f"{database} is not a database's number", "write redis://host:6379/0"
             )
-        if l2.topology == "cluster" and database not in ("", "0"):
+        if server.topology == "cluster" and database not in ("", "0"):
             raise self._fail(f"{path}.url", "a cluster has database 0 alone", "end the URL after the port")
-        if l2.topology == "sentinel" and not l2.nodes:
+        if server.topology == "sentinel" and not server.nodes:
             raise self._fail(path, "`nodes` is missing", "name the sentinels, host:port each")
-        if l2.topology == "single" and l2.nodes:
+        if server.topology == "single" and server.nodes:
             raise self._fail(f"{path}.nodes", "of no use with one server", "remove them, or give `topology`")
-        for index, node in enumerate(l2.nodes):
+        for index, node in enumerate(server.nodes):
             host, _, number = node.rpartition(":")
             if not host or not number.isdigit() or not 1 <= int(number) <= 65_535:
                 raise self._fail(
                     f"{path}.nodes[{index}]", f"{node} is not host:port", "write sentinel-1:26379"
                 )
-        self._secret(f"{path}.password_env", l2.password_env)
-        if l2.tls is None:
+        self._secret(f"{path}.password_env", server.password_env)
+        if server.tls is None:
             return
         if parts.scheme != "rediss":
             raise self._fail(f"{path}.tls", "the URL is not rediss", "write rediss:// in it, or remove `tls`")
         for key in ("ca", "cert", "key"):
-            file = getattr(l2.tls, key)
+            file = getattr(server.tls, key)
             if file is not None:
                 self._readable(f"{path}.tls.{key}", file)
-        if (l2.tls.cert is None) is not (l2.tls.key is None):
+        if (server.tls.cert is None) is not (server.tls.key is None):
             raise self._fail(f"{path}.tls", "`cert` and `key` need each other", "give both, or neither")
+
+    def _keys(self, config: Config) -> None:
+        keys = config.keys
+        if config.limits.redis is not None:
+            self._redis("$.limits.redis", config.limits.redis)
+            if keys is None:
+                raise self._fail("$.limits.redis", "no key has limits", "add `keys`, or remove it")
+        if keys is None:
+            return
+        if (keys.file is None) is (keys.redis is None):
+            raise self._fail("$.keys", "one of `file` and `redis` is needed", "give one of them")
+        if keys.redis is not None:
+            self._redis("$.keys.redis", keys.redis)
 
     def _names(self, config: Config) -> None:
         if len(config.models) > MAX_MODELS:
@@ -264,6 +282,10 @@ class _Check:
         for index, backend in enumerate(model.backends):
             place = f"{path}.backends[{index}]"
             self._url(f"{place}.url", backend.url)
+            if backend.discover is not None and backend.url.startswith("unix:"):
+                raise self._fail(f"{place}.discover", "a socket's path is no name", "remove it")
+            if backend.discover == "srv" and urlsplit(backend.url).port is not None:
+                raise self._fail(f"{place}.url", "SRV records say the port", "remove it from the URL")
             if _is_own(backend.url, listen):
                 raise self._fail(
                     f"{place}.url",
@@ -278,6 +300,15 @@ class _Check:
                     f"{place}.url", f"{plain} is given twice", "remove one, or give it more `weight`"
                 )
             seen.add(plain)
+
+    def _fallbacks(self, path: str, name: str, fallbacks: tuple[str, ...], config: Config) -> None:
+        for index, fallback in enumerate(fallbacks):
+            if fallback not in config.models:
+                raise self._fail(
+                    f"{path}[{index}]", f"there is no model {fallback}", "name a model, no alias"
+                )
+            if fallback == name or fallback in fallbacks[:index]:
+                raise self._fail(f"{path}[{index}]", f"{fallback} comes before already", "remove it")
 
     def _url(self, path: str, url: str) -> None:
         if any(c <= " " or c > "~" for c in url):

@@ -5,17 +5,20 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
-from .cache import RedisTls
 from .check import Machine, check
 from .faults import ConfigError
+from .model import Backend
+from .redis import RedisServer, RedisTls
 from .shape import shape
 from .source import MAX_FILE_BYTES, parse
-from .structs import Backend, Config, Tls
+from .structs import Config, Tls
+
+Server = TypeVar("Server", bound=RedisServer)
 
 
 def load(
@@ -53,15 +56,24 @@ def _rooted(config: Config, folder: Path) -> Config:
         name: replace(model, backends=tuple(_trusting(backend, folder) for backend in model.backends))
         for name, model in config.models.items()
     }
-    cache = config.cache
-    if cache.l2 is not None and cache.l2.tls is not None:
-        tls_paths = {
-            key: str(folder / path)
-            for key in ("ca", "cert", "key")
-            if (path := getattr(cache.l2.tls, key)) is not None
-        }
-        cache = replace(cache, l2=replace(cache.l2, tls=RedisTls(**tls_paths)))
-    return replace(config, listen=listen, models=models, cache=cache)
+    cache, limits, keys = config.cache, config.limits, config.keys
+    if cache.l2 is not None:
+        cache = replace(cache, l2=_reached(cache.l2, folder))
+    if limits.redis is not None:
+        limits = replace(limits, redis=_reached(limits.redis, folder))
+    if keys is not None and keys.file is not None:
+        keys = replace(keys, file=str(folder / keys.file))
+    elif keys is not None and keys.redis is not None:
+        keys = replace(keys, redis=_reached(keys.redis, folder))
+    return replace(config, listen=listen, models=models, cache=cache, limits=limits, keys=keys)
+
+
+def _reached(server: Server, folder: Path) -> Server:
+    tls = server.tls
+    if tls is None:
+        return server
+    files = {key: path and str(folder / path) for key, path in msgspec.structs.asdict(tls).items()}
+    return replace(server, tls=RedisTls(**files))
 
 
 def _trusting(backend: Backend, folder: Path) -> Backend:

@@ -12,8 +12,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from .cache import Cache, ModelCache
-from .fields import GIB, HEALTH_PATH, MIB, Duration, Env, EnvName, Port, Size, Wait
+from .cache import Cache
+from .fields import GIB, HEALTH_PATH, MIB, Duration, Env, EnvName, Port, Size, Wait, Zone
+from .model import Model
+from .redis import RedisServer
 
 MAX_BACKENDS = 256
 MAX_MODELS = 256
@@ -134,6 +136,54 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Size,
         Meta(description="Bytes of requests and responses held on this node; over it new bodies get 429."),
     ] = 2 * GIB
+    redis: Annotated[
+        RedisServer | None,
+        Meta(
+            description="Where nodes share what their keys have used; an instance with `noeviction`. Absent: limits "
+            "hold on each node for itself."
+        ),
+    ] = None
+
+
+class Node(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """This node among others."""
+
+    zone: Annotated[
+        Zone | None,
+        Meta(description="Where it stands: backends of the same zone come first. Absent: all are alike."),
+    ] = None
+
+
+class Keys(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where API keys are kept, as hashes; `penstock keys` makes and revokes them. One of the two."""
+
+    file: Annotated[
+        Env | None,
+        Meta(description="A YAML file; a relative path starts at the configuration's folder."),
+    ] = None
+    redis: Annotated[
+        RedisServer | None, Meta(description="A Redis that nodes share; an instance with `noeviction`.")
+    ] = None
+
+
+class Breaker(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When a backend that fails is left alone. Failures are broken connections, 5xx and deadlines, never 4xx."""
+
+    failures: Annotated[
+        int, Meta(ge=1, le=1000, description="Failures in a row, of all workers, that open it.")
+    ] = 5
+    open_s: Annotated[
+        Duration, Meta(description="How long it stays open before one request may try the backend.")
+    ] = 5.0
+
+
+class Discovery(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How names of backends with `discover` are resolved."""
+
+    refresh_s: Annotated[Duration, Meta(description="Time between two look-ups of a name.")] = 5.0
+    nameservers: Annotated[
+        tuple[Env, ...], Meta(description="`address` or `address:port` each. Absent: the system's.")
+    ] = ()
 
 
 class Health(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -143,6 +193,18 @@ class Health(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     timeout_s: Annotated[Duration, Meta(description="A probe that takes longer has failed.")] = 2.0
     rise: Annotated[int, Meta(ge=1, le=100, description="Successes in a row that bring a backend back.")] = 1
     fall: Annotated[int, Meta(ge=1, le=100, description="Failures in a row that take a backend out.")] = 2
+    slow_start_s: Annotated[
+        Wait,
+        Meta(
+            description="A backend that is new or has come back gets its full share only after this long; 0: at once."
+        ),
+    ] = 10.0
+    completion: Annotated[
+        bool,
+        Meta(
+            description="Ask for a completion of one token instead of `path`: it proves that the model answers."
+        ),
+    ] = False
     path: Annotated[
         str, Meta(pattern=HEALTH_PATH, description="Path that is asked; any 2xx answer is a success.")
     ] = "/health"
@@ -170,90 +232,32 @@ class Connections(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     ] = 4.0
 
 
+class Http2(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Connections to backends with `protocol: http2`, per backend, by all workers of the node together."""
+
+    min_connections: Annotated[
+        int, Meta(ge=1, le=1000, description="Streams are spread over so many before one gets a second.")
+    ] = 10
+    max_connections: Annotated[int, Meta(ge=1, le=1000, description="At most so many.")] = 100
+    max_streams: Annotated[
+        int,
+        Meta(
+            ge=1, le=10_000, description="Requests on one connection at a time; the backend may allow fewer."
+        ),
+    ] = 100
+
+
 class UpstreamSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The client side: connections to backends."""
 
     connections: Annotated[Connections, Meta(description="Idle connections, per backend and node.")] = (
         Connections()
     )
+    http2: Annotated[Http2, Meta(description="For backends with `protocol: http2`.")] = Http2()
     dns_ttl_s: Annotated[Wait, Meta(description="How long a resolved address is used.")] = 300.0
     tls_session_s: Annotated[Wait, Meta(description="How long a TLS session is offered for resumption.")] = (
         3600.0
     )
-
-
-class BackendTls(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a backend's certificate is verified."""
-
-    ca: Annotated[
-        Env | None,
-        Meta(
-            description="PEM file of trusted authorities; a relative path starts at the configuration's folder. "
-            "Absent: the system's."
-        ),
-    ] = None
-    insecure: Annotated[bool, Meta(description="Accept any certificate.")] = False
-    server_name: Annotated[
-        Annotated[str, Meta(min_length=1, max_length=253)] | None,
-        Meta(description="Name asked for and verified. Absent: the URL's host."),
-    ] = None
-
-
-class Backend(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One server that answers for a model."""
-
-    url: Annotated[
-        Env, Meta(description="`http://host:port`, `https://host` or `unix:///path`, without `/v1`.")
-    ]
-    weight: Annotated[
-        float,
-        Meta(ge=0.001, le=1000, description="Share of the load relative to the model's other backends."),
-    ] = 1.0
-    api_key_env: Annotated[
-        EnvName | None,
-        Meta(description="Name of the environment variable that holds the key sent to this backend."),
-    ] = None
-    tls: Annotated[BackendTls | None, Meta(description="For `https` URLs.")] = None
-
-
-class Timeouts(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Deadlines of one upstream call."""
-
-    connect_s: Annotated[Duration, Meta(description="Until a connection is open.")] = 5.0
-    first_byte_s: Annotated[Duration, Meta(description="Until the response begins.")] = 120.0
-    between_chunks_s: Annotated[Duration, Meta(description="Between two reads of a response.")] = 120.0
-    total_s: Annotated[Wait, Meta(description="For the whole call; 0: no such deadline.")] = 0.0
-
-
-class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One model that clients may name."""
-
-    backends: Annotated[
-        tuple[Backend, ...], Meta(min_length=1, description="The servers that answer for it.")
-    ]
-    aliases: Annotated[
-        tuple[str, ...], Meta(description="Other names for it; a request by alias is rewritten.")
-    ] = ()
-    version: Annotated[
-        Annotated[str, Meta(min_length=1, max_length=64)],
-        Meta(description="Tag of the weights behind the name; change it when they change."),
-    ] = "1"
-    policy: Annotated[Literal["least_connections"], Meta(description="How a backend is chosen.")] = (
-        "least_connections"
-    )
-    max_concurrent: Annotated[
-        int, Meta(ge=1, le=1_000_000, description="Requests at its backends at one time, on this node.")
-    ] = 100
-    max_queue: Annotated[
-        int, Meta(ge=0, le=1_000_000, description="Requests that may wait for a place; the next gets 429.")
-    ] = 1000
-    queue_timeout_s: Annotated[Duration, Meta(description="A request that waited this long gets 504.")] = 60.0
-    timeouts: Annotated[Timeouts, Meta(description="Deadlines towards its backends.")] = Timeouts()
-    cache: Annotated[ModelCache | None, Meta(description="What differs from `cache` for this model.")] = None
-    max_model_len: Annotated[
-        Annotated[int, Meta(ge=1)] | None,
-        Meta(description="Context length in tokens, told to clients in `/v1/models`."),
-    ] = None
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -264,7 +268,11 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     admin: Annotated[Admin, Meta(description="The admin port.")] = Admin()
     workers: Annotated[Workers, Meta(description="Processes and the drain.")] = Workers()
     limits: Annotated[Limits, Meta(description="Bounds on memory.")] = Limits()
+    node: Annotated[Node, Meta(description="This node among others.")] = Node()
     cache: Annotated[Cache, Meta(description="Answers that are kept.")] = Cache()
+    keys: Annotated[Keys | None, Meta(description="API keys. Absent: every client is served.")] = None
     health: Annotated[Health, Meta(description="Probes of backends.")] = Health()
+    breaker: Annotated[Breaker, Meta(description="Backends that fail.")] = Breaker()
+    discovery: Annotated[Discovery, Meta(description="Backends found by name.")] = Discovery()
     log: Annotated[Log, Meta(description="The log.")] = Log()
     upstream: Annotated[UpstreamSettings, Meta(description="Connections to backends.")] = UpstreamSettings()

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from penstock.gateway.config import Published
-from penstock.gateway.config.structs import Backend as BackendConfig
+from penstock.gateway.config.model import Backend as BackendConfig
 from penstock.gateway.config.structs import UpstreamSettings
 from penstock.gateway.errors import Fault
 from penstock.gateway.fleet import Fleet, build

@@ -94,7 +94,7 @@ def test_a_reader_beside_the_writer_sees_whole_rows_or_none_and_so_does_one_afte
         n = 0
         while True:
             n += 1
-            table.write(0, BackendState(*(n,) * 8))
+            table.write(0, BackendState(*(n,) * 10))
 
     table = BackendTable(segment)
     whole = torn = 0
