@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
+import hiredis
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
@@ -81,7 +82,7 @@ def client(
             raise ValueError(f"{settings.topology} needs host names, not a unix socket")
         del options["maint_notifications_config"], options["socket_connect_timeout"]
         db = _number(at.query.removeprefix("db="), "database") if at.query else 0
-        return Redis(unix_socket_path=at.path, db=db, **options)
+        return _packing(Redis(unix_socket_path=at.path, db=db, **options))
     host = at.hostname
     try:
         port = at.port
@@ -127,8 +128,8 @@ def client(
             },
         )
         master: Redis = sentinel.master_for(host, db=db, **options, **tls)
-        return master
-    return Redis(host=host, port=port or _PORTS["single"], db=db, **options, **tls)
+        return _packing(master)
+    return _packing(Redis(host=host, port=port or _PORTS["single"], db=db, **options, **tls))
 
 
 async def close(redis: Client) -> None:
@@ -149,6 +150,25 @@ async def eviction_policy(redis: Client) -> str | None:
     except (RedisError, OSError):
         return None
     return next((_text(value) for name, value in answer.items() if _text(name) == "maxmemory-policy"), None)
+
+
+class _Packing:
+    """Of a connection: scripts are packed by hiredis, which is in C. redis-py joins a command anew for each of its
+    arguments, a look-up's or a store's hundred and more.
+    """
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        if args[0] == "EVALSHA":
+            return [hiredis.pack_command(args)]
+        packed: list[bytes] = super().pack_command(*args)  # type: ignore[misc] # of the connection's class
+        return packed
+
+
+def _packing(redis: Redis) -> Redis:
+    pool = redis.connection_pool
+    of = pool.connection_class
+    pool.connection_class = type(of.__name__, (_Packing, of), {})
+    return redis
 
 
 def _address(text: str, topology: Topology) -> tuple[str, int]:
