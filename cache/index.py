@@ -37,7 +37,8 @@ PLACE = struct.Struct("<IB27x")
 _ENTRY = struct.Struct("<8xIB27x8xQQ")
 # Cells of the header that stay zero.
 _EMPTY_SET = 24
-_SET_BYTES = WAYS * CELL_BYTES
+#: From a set to the next.
+SET_BYTES = WAYS * CELL_BYTES
 
 _words = struct.Struct("@8Q").unpack
 _place = PLACE.unpack
@@ -47,7 +48,7 @@ _entry = _ENTRY.unpack_from
 class Index:
     """The words, counted from 0; a key's home is word `home & mask`."""
 
-    __slots__ = ("_counts", "_map", "_tags", "mask", "words")
+    __slots__ = ("_counts", "_map", "mask", "tags", "words")
 
     def __init__(self, arena: Arena, counts: Counts) -> None:
         geometry = arena.geometry
@@ -56,7 +57,8 @@ class Index:
         # An arena without L1 has one set, which is empty.
         count = geometry.sets * WAYS or WAYS
         first = geometry.index_at // CELL_BYTES if geometry.sets else _EMPTY_SET
-        self._tags = first * CELL_BYTES + CELL_BYTES - 1  # the tag is the last byte of a word on x86-64
+        #: where the first word's tag lies in the map: it is the last byte of a word on x86-64
+        self.tags = first * CELL_BYTES + CELL_BYTES - 1
         self.mask = count - 1
         self.words = arena.cells[first : first + count]
 
@@ -83,8 +85,9 @@ class Index:
         words = self.words
         at = home & self.mask
         word = tag << TAG_SHIFT | size_bytes << LENGTH_SHIFT | location
-        same = self.of_key(key, at & -WAYS)
-        if same:
+        first = self.tags + (at & -WAYS) * CELL_BYTES
+        tags = self._map[first : first + SET_BYTES : CELL_BYTES]
+        if tag in tags and (same := self.of_key(key, at & -WAYS)):
             # The first of them takes it and the others go. That it was read is true of the key.
             self._counts.replaced += 1
             words[same[0]] = word | words[same[0]] & READ
@@ -103,8 +106,8 @@ class Index:
 
     def of_key(self, key: Key, start: int) -> list[int]:
         """The numbers of a set's words that name entries of this key."""
-        first = self._tags + start * CELL_BYTES
-        tags = self._map[first : first + _SET_BYTES : CELL_BYTES]
+        first = self.tags + start * CELL_BYTES
+        tags = self._map[first : first + SET_BYTES : CELL_BYTES]
         found = []
         at = tags.find(key[4])
         while at >= 0:

@@ -18,7 +18,8 @@ from .arena import WAYS, Arena
 from .counts import Counts
 from .digest import KEY_BYTES, Key
 from .entry import BODY_AT, FORMAT, TAIL, UNIT_BYTES, Entry, packed_bytes, verified
-from .index import LENGTH, LENGTH_SHIFT, LOCATION, PLACE, READ, TAG_SHIFT, Index
+from .index import LENGTH, LENGTH_SHIFT, LOCATION, PLACE, READ, SET_BYTES, TAG_SHIFT, Index
+from .layout import CELL_BYTES
 from .log import Log
 
 _LEAST = packed_bytes(0)
@@ -45,6 +46,7 @@ class L1:
         "_map",
         "_mask",
         "_most",
+        "_tags",
         "_words",
         "capacity_bytes",
         "counts",
@@ -61,6 +63,7 @@ class L1:
         self._log = Log(arena, self._index, self.counts, owner, alive)
         self._words = self._index.words
         self._mask = self._index.mask
+        self._tags = self._index.tags
         self._most = packed_bytes(arena.geometry.max_entry_bytes)
 
     def get(self, key: Key, stamp: int, now_ms: int) -> Entry | None:
@@ -86,6 +89,9 @@ class L1:
                         return entry
             except (IndexError, struct.error):  # the word pointed beyond the end
                 pass
+        first = self._tags + (home & -WAYS) * CELL_BYTES
+        if tag not in self._map[first : first + SET_BYTES : CELL_BYTES]:
+            return None  # as nearly every miss ends
         return self._elsewhere(key, stamp, now_ms, home)
 
     def _elsewhere(self, key: Key, stamp: int, now_ms: int, home: int) -> Entry | None:
