@@ -49,7 +49,7 @@ class Marks:
     `segment`. Lock order: see `locks`; never two stripes at once.
     """
 
-    __slots__ = ("_at", "_cells", "_led", "_locks", "_owner", "_segment", "_view", "cleared_ns")
+    __slots__ = ("_at", "_cells", "_locks", "_owner", "_segment", "_view", "cleared_ns", "led")
 
     def __init__(self, segment: Segment, slot: int, generation: int) -> None:
         self._segment = segment
@@ -58,7 +58,8 @@ class Marks:
         self._view = segment.view
         self._locks = segment.mark_locks
         self._owner = slot << _GENERATION_BITS | (generation & _GENERATION_MASK)
-        self._led: dict[Key, int] = {}
+        #: the keys that are marked for this worker, and where
+        self.led: dict[Key, int] = {}
         #: when a flight of the stripe that was claimed last had ended last, by whoever led it
         self.cleared_ns = 0
 
@@ -102,7 +103,7 @@ class Marks:
             cells[place] = self._owner
         finally:
             self._locks.unlock(stripe)
-        self._led[key] = place
+        self.led[key] = place
         self.cleared_ns = cleared_ns
         return _LED
 
@@ -113,7 +114,7 @@ class Marks:
         should the lock not be free, the mark stays until that other has it. (A process stopped for longer than a
         second between look and store may clear its successor's mark: then one more leads, and nothing worse.)
         """
-        at = self._led.pop(key, -1)
+        at = self.led.pop(key, -1)
         if at < 0 or self._cells[at] != self._owner:
             return
         cells = self._cells

@@ -85,6 +85,9 @@ class Flights:
         self._server: asyncio.AbstractServer | None = None
         self.path = self._path_of(slot, self._generation)
         self._alone = False
+        #: when a flight ended last that might have been for the question claimed last (CLOCK_MONOTONIC): an answer
+        #: that was looked for before that may be kept by now
+        self.cleared_ns = 0
         self._look_around()
         self._served_all: asyncio.Future[None] | None = None
         self._next_s = 0.0
@@ -104,23 +107,28 @@ class Flights:
         """A flight of this worker for that question that may be joined."""
         return self._flights.get(key)
 
+    def lead(self, key: Key, deadline_s: float) -> Flight | None:
+        """The flight of a question that this worker leads from now on; None when somebody else may (``get`` and
+        ``claim`` tell who).
+        """
+        if key in self._flights or (not self._alone and self.claim(key, deadline_s) is not _LED):
+            return None
+        if self._alone:
+            self.cleared_ns = 0
+        return self.open(key)
+
     def claim(self, key: Key, deadline_s: float) -> Claim | tuple[int, int]:
         """Ask to lead: LED (``open`` and ``close`` must follow), who leads instead (``remote``), or FULL or BUSY.
 
         ``deadline_s`` is how long the flight may take before others no longer wait for a leader that hangs.
         """
         if self._alone:
+            self.cleared_ns = 0
             return _LED
         now_ns = self._clock_ns()
         found = self._marks.claim(key, now_ns, now_ns + int(deadline_s * 1e9))
+        self.cleared_ns = self._marks.cleared_ns
         return Claim.FULL if found == (self._slot, self._generation) else found
-
-    @property
-    def cleared_ns(self) -> int:
-        """When a flight ended last that might have been for the question claimed last (CLOCK_MONOTONIC): an answer
-        that was looked for before that may be kept by now.
-        """
-        return 0 if self._alone else self._marks.cleared_ns
 
     def _look_around(self) -> None:
         """A worker that is the only one needs no marks. When another one comes (a rolling restart, at the latest),
@@ -174,7 +182,7 @@ class Flights:
         key = flight.key
         if self._flights.get(key) is flight:
             del self._flights[key]
-            if flight.led_for_all:
+            if flight.led_for_all and self._marks.led:
                 self._marks.clear(key, self._clock_ns())
 
     # ---- following

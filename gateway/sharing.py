@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Callable, Coroutine
 from time import perf_counter_ns
 
@@ -33,9 +34,11 @@ from .ticket import Head, LeaderLost, Ticket
 from .turn import Turn
 from .upstream.call import Call
 
+log = logging.getLogger(__name__)
+
 _MISSED, _JOINED = Outcome.MISS.value, Outcome.COALESCED.value
 # an enum's members are looked up slowly in Python 3.11 (70 ns)
-_LED, _MINE, _OTHER = Claim.LED, Lease.MINE, Lease.OTHER
+_MINE, _OTHER = Lease.MINE, Lease.OTHER
 _MISS = (("x-penstock-cache", _MISSED),)
 _COALESCED = ("x-penstock-cache", _JOINED)
 
@@ -72,31 +75,22 @@ class Sharing:
         self._answering = answering
         self._metrics = metrics
         self._turn = turn
+        #: whole answers that are still to be kept, at the end of the loop's turn
+        self._answered: list[tuple[Flight, Question, int, list[tuple[str, str]], bytes, Lease]] = []
 
     def fly(
         self, question: Question, errand: Errand, lease: Lease, out: Out, life: Life
     ) -> Coroutine[None, None, None]:
         """Answer a question that is not kept: by asking upstream, or with the answer that somebody is asking for."""
-        flight = self._flights.get(question.flight)
+        flight = self._flights.lead(question.flight, _LONGEST_S)
         if flight is None:
-            claim = self._flights.claim(question.flight, _LONGEST_S)
-            if claim is _LED:
-                flight = self._flights.open(question.flight)
-                return self._lead(flight, question, errand, lease, out, life)
-            return self._fly(claim, question, errand, lease, out, life)
-        return self._fly(flight, question, errand, lease, out, life)
+            return self._fly(question, errand, lease, out, life)
+        return self._lead(flight, question, errand, lease, out, life)
 
-    async def _fly(
-        self,
-        found: Flight | Claim | tuple[int, int],
-        question: Question,
-        errand: Errand,
-        lease: Lease,
-        out: Out,
-        life: Life,
-    ) -> None:
+    async def _fly(self, question: Question, errand: Errand, lease: Lease, out: Out, life: Life) -> None:
         """As :meth:`fly`, when somebody else has the question already or nobody can tell."""
         key, flights = question.flight, self._flights
+        found: Flight | Claim | tuple[int, int] = flights.get(key) or flights.claim(key, _LONGEST_S)
         busy = lost = 0
         while found is not Claim.FULL and lost < _LOST_LEADERS and busy < _BUSY_TURNS:
             if found is Claim.LED:
@@ -177,23 +171,25 @@ class Sharing:
                     status = call.status
                     fields, media = self._answering.fields(sent)
                     events = 200 <= status < 300 and is_event_stream(media)
-                    if events or _outgrows(call, recall.max_entry, out):
-                        if not events:
-                            fields.append(("content-length", str(call.content_length)))
-                        head = Head(status, fields, media, None)
-                        stored = await self._share_stream(flight, question, errand, sent, head, out, life)
-                    elif not call.complete:
-                        head = Head(status, fields, media, None)
-                        stored = await self._share_whole(flight, question, errand, sent, head, out, life)
-                    else:
+                    if call.complete and not events:
                         # who asks again before it is kept finds the flight
                         flight.respond(Head(status, fields, media, call.body))
                         later = True
-                        self._turn.add(self._settle, flight, question, status, fields, call.body, lease)
+                        if not self._answered:
+                            self._turn.add(self._settle_all)
+                        self._answered.append((flight, question, status, fields, call.body, lease))
                         if life.left:
                             raise ClientGone
                         life.status = status
                         out.respond(status, fields + mine(errand.raw, sent, _MISS), call.body)
+                    elif events or _outgrows(call, recall.max_entry, out):
+                        if not events:
+                            fields.append(("content-length", str(call.content_length)))
+                        head = Head(status, fields, media, None)
+                        stored = await self._share_stream(flight, question, errand, sent, head, out, life)
+                    else:
+                        head = Head(status, fields, media, None)
+                        stored = await self._share_whole(flight, question, errand, sent, head, out, life)
                 finally:
                     sent.end()
             finally:
@@ -208,23 +204,20 @@ class Sharing:
                 if lease is _MINE and not stored:
                     recall.give_up(question)
 
-    def _settle(
-        self,
-        flight: Flight,
-        question: Question,
-        status: int,
-        fields: list[tuple[str, str]],
-        body: bytes,
-        lease: Lease,
-    ) -> None:
-        """Keep a whole answer, then end its flight."""
-        self._metrics.count(FLIGHTS, "led")
-        try:
-            stored = self._recall.keep(question, status, fields, body, None)
-        finally:
-            self._flights.close(flight)
-        if lease is _MINE and not stored:
-            self._recall.give_up(question)
+    def _settle_all(self) -> None:
+        """Keep whole answers, and end their flights."""
+        answered, self._answered = self._answered, []
+        self._metrics.count(FLIGHTS, "led", n=len(answered))
+        recall = self._recall
+        for flight, question, status, fields, body, lease in answered:
+            stored = False
+            try:
+                stored = recall.keep(question, status, fields, body, None)
+            except Exception:
+                log.exception("keep_failed")
+            flight.close()
+            if lease is _MINE and not stored:
+                recall.give_up(question)
 
     async def _share_whole(
         self, flight: Flight, question: Question, errand: Errand, sent: Sent, head: Head, out: Out, life: Life
