@@ -108,6 +108,8 @@ class L2:
         self._press = Press(loop, settings.compress_above, settings.max_bytes)
         self._room = Room(QUEUE_COUNT, QUEUE_BYTES)
         self._holds = Holds(self._prolong, settings.lease_ms / 3000, loop=loop, clock=clock)
+        #: prolong our lease of a key from now until `put` or `give_up`: for whoever really asks upstream
+        self.hold = self._holds.add
         self._prefixes = [f"{settings.prefix}:{{{tag}}}:".encode() for tag in TAGS]
         if not clustered:
             self._prefixes = [f"{settings.prefix}:e:".encode()]
@@ -148,14 +150,15 @@ class L2:
 
     def leased(self, value: bytes | None) -> Lease | None:
         """Who may make the entry, where the value is none; else None."""
+        if value == self._lease:
+            self.counts.misses += 1
+            return _MINE
         if value is None:
             return Lease.NONE
         if value and not is_lease(value):
             return None
         self.counts.misses += 1
-        if not value:
-            return Lease.NONE
-        return _MINE if value == self._lease else Lease.OTHER
+        return Lease.OTHER if value else Lease.NONE
 
     async def unwrap(self, value: bytes | None) -> bytes | Lease:
         """The entry in a value that is no lease."""
@@ -184,10 +187,6 @@ class L2:
             found = await self.get(key)
             if found is not Lease.OTHER:
                 return found
-
-    def hold(self, key: Key) -> None:
-        """Prolong our lease from now until `put` or `give_up`: for whoever really asks upstream."""
-        self._holds.add(key)
 
     def put(self, key: Key, packed: bytes, ttl_ms: int) -> bool:
         """Store an entry in the background, in place of a lease. False when it was dropped; then our lease, if there

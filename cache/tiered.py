@@ -18,9 +18,12 @@ from .l2 import L2, Lease
 
 
 class Tiers:
-    """L1 and L2, either of which may be missing. The lives, in milliseconds, may change at a reload."""
+    """L1 and L2, either of which may be missing. The lives, in milliseconds, may change at a reload.
 
-    __slots__ = ("_l1", "_l2", "epochs", "l1_ttl_ms", "l2_ttl_ms", "near")
+    A ``name`` is what :func:`penstock.cache.epoch.under` makes of a key and its stamp.
+    """
+
+    __slots__ = ("_l1", "_l2", "ask", "epochs", "hold", "l1_ttl_ms", "l2_ttl_ms", "leased", "near")
 
     def __init__(
         self,
@@ -35,8 +38,15 @@ class Tiers:
         self.l1_ttl_ms = l1_ttl_ms
         self.l2_ttl_ms = l2_ttl_ms
         self._l1 = l1
-        #: what shared memory holds for (key, stamp, now_ms); an attribute, so that a hit enters one frame less
+        # Attributes, so that a request enters fewer frames.
+        #: what shared memory holds for (key, stamp, now_ms)
         self.near: Callable[[Key, int, int], Entry | None] = l1.get if l1 is not None else _nothing
+        #: look in Redis for a name; what comes is for `leased`, then for `far`. None when it is not asked
+        self.ask: Callable[[Key], asyncio.Future[bytes | None] | None] = _not_asked if l2 is None else l2.ask
+        #: whether this node may ask upstream, where Redis has no entry; else None
+        self.leased: Callable[[bytes | None], Lease | None] = _not_leased if l2 is None else l2.leased
+        #: this node asks upstream now: its lease of the name lasts until `fill` or `give_up`
+        self.hold: Callable[[Key], None] = _not_held if l2 is None else l2.hold
         self._l2 = l2
 
     @property
@@ -44,16 +54,6 @@ class Tiers:
         """Whether Redis may be asked: it answers, and this node knows what other nodes have flushed."""
         l2 = self._l2
         return l2 is not None and l2.available and self.epochs.synced
-
-    def ask(self, key: Key, stamp: int) -> asyncio.Future[bytes | None] | None:
-        """Look in Redis; what comes is for `leased`, then for `far`. None when it is not asked."""
-        assert self._l2 is not None  # reaches_far was asked
-        return self._l2.ask(under(key, stamp))
-
-    def leased(self, value: bytes | None) -> Lease | None:
-        """Whether this node may ask upstream, where Redis has no entry; else None."""
-        assert self._l2 is not None
-        return self._l2.leased(value)
 
     async def far(self, value: bytes | None, key: Key, stamp: int, now_ms: int) -> Entry | Lease:
         """The entry in what Redis gave, put near as well."""
@@ -71,11 +71,6 @@ class Tiers:
             return found
         return self._found(found, key, stamp, now_ms()) or Lease.NONE
 
-    def hold(self, key: Key, stamp: int) -> None:
-        """This node asks upstream now: its lease lasts until ``fill`` or ``give_up``."""
-        if self._l2 is not None:
-            self._l2.hold(under(key, stamp))
-
     def _found(self, packed: bytes, key: Key, stamp: int, now_ms: int) -> Entry | None:
         entry = read(packed, key, stamp, now_ms)
         if entry is not None and self._l1 is not None:
@@ -91,17 +86,30 @@ class Tiers:
                 self._l1.remove(key)  # an older answer must not outlive a newer one
         if self._l2 is None:
             return
+        name = under(key, stamp) if stamp else key
         if self.reaches_far:
             ttl_ms = self.l2_ttl_ms if ttl_ms is None else ttl_ms
-            self._l2.put(under(key, stamp), pack(key, stamp, now_ms, now_ms + ttl_ms, *value), ttl_ms)
+            self._l2.put(name, pack(key, stamp, now_ms, now_ms + ttl_ms, *value), ttl_ms)
         else:
-            self.give_up(key, stamp)
+            self._l2.give_up(name)
 
-    def give_up(self, key: Key, stamp: int) -> None:
+    def give_up(self, name: Key) -> None:
         """Let go of the lease: nothing will be stored."""
         if self._l2 is not None:
-            self._l2.give_up(under(key, stamp))
+            self._l2.give_up(name)
 
 
 def _nothing(key: Key, stamp: int, now_ms: int) -> Entry | None:
+    return None
+
+
+def _not_asked(name: Key) -> None:
+    return None
+
+
+def _not_leased(value: bytes | None) -> Lease:
+    return Lease.NONE
+
+
+def _not_held(name: Key) -> None:
     return None

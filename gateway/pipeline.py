@@ -99,7 +99,7 @@ class Pipeline:
         life: Life,
     ) -> None:
         recall = self._recall
-        found: Kept | Lease = Lease.NONE
+        found: Kept | Lease = _NO_LEASE
         asked = recall.ask(question)
         if asked is not None:
             value = await asked

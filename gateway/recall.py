@@ -19,11 +19,12 @@ from ..cache.tiered import Tiers
 from .caching import Directives
 from .dialects import WORDS
 from .parse import Request
-from .record import Reader, Record, Writer, cut, whole
+from .record import Reader, Record, Writer, cut
 from .upstream.h1 import MAX_CUTS
 
 _Fields = list[tuple[str, str]]
 
+_MINE = Lease.MINE  # looked up once: an enum's members are slow in Python 3.11
 _NEAR, _FAR = Outcome.HIT_L1.value, Outcome.HIT_L2.value
 
 #: Scopes remembered: models and tenants.
@@ -39,8 +40,8 @@ class Question:
         #: CLOCK_MONOTONIC, before anything was looked up
         self.asked_ns = monotonic_ns()
         self.key = key
-        #: what a flight goes by: who asks after a flush joins none that was begun before it
-        self.flight = under(key, stamp)
+        #: what a flight and a lease go by: who asks after a flush joins none that was begun before it
+        self.flight = under(key, stamp) if stamp else key
         self.scope = scope
         self.stamp = stamp
         self.wanted = wanted
@@ -89,12 +90,12 @@ class Recall:
 
     def ask(self, question: Question) -> asyncio.Future[bytes | None] | None:
         """Look in Redis; what comes is for :meth:`leased`, then for :meth:`far`. None when it is not asked."""
-        return self.tiers.ask(question.key, question.stamp)
+        return self.tiers.ask(question.flight)
 
     def leased(self, question: Question, value: bytes | None) -> Lease | None:
         """Who is to ask upstream, where Redis has no answer; else None."""
         lease = self.tiers.leased(value)
-        if lease is Lease.MINE and not question.wanted.write:
+        if lease is _MINE and not question.wanted.write:
             self.give_up(question)  # other nodes would wait for what will not be stored
             return Lease.NONE
         return lease
@@ -115,7 +116,7 @@ class Recall:
 
     def hold(self, question: Question) -> None:
         """This node asks upstream: others wait for it as long as it takes."""
-        self.tiers.hold(question.key, question.stamp)
+        self.tiers.hold(question.flight)
 
     def _kept(self, entry: Entry, question: Question, now_ms: int, outcome: str) -> Kept | None:
         age_ms = max(0, now_ms - entry.created_ms)
@@ -149,16 +150,14 @@ class Recall:
         if head is None:
             return False
         if cuts is None:
-            if not words.may_keep_whole(body):
+            if len(head) + len(body) > self.max_entry or not words.may_keep_whole(body):
                 return False
-            parts = whole(head, body)
-        elif len(cuts) >= MAX_CUTS or not words.may_keep_stream(bytes(body), question.choices()):
+            self.tiers.fill(question.key, question.stamp, self.now_ms(), question.wanted.ttl_ms, head, body)
+            return True
+        if len(cuts) >= MAX_CUTS or not words.may_keep_stream(bytes(body), question.choices()):
             return False
-        else:
-            ends = cuts if cuts and cuts[-1] == len(body) else [*cuts, len(body)]
-            parts = cut(
-                head, bytes(body), [end - start for start, end in zip([0, *ends], ends, strict=False)]
-            )
+        ends = cuts if cuts and cuts[-1] == len(body) else [*cuts, len(body)]
+        parts = cut(head, bytes(body), [end - start for start, end in zip([0, *ends], ends, strict=False)])
         if sum(map(len, parts)) > self.max_entry:
             return False
         self.tiers.fill(question.key, question.stamp, self.now_ms(), question.wanted.ttl_ms, *parts)
@@ -166,7 +165,7 @@ class Recall:
 
     def give_up(self, question: Question) -> None:
         """Nothing came of asking upstream: another node may try at once."""
-        self.tiers.give_up(question.key, question.stamp)
+        self.tiers.give_up(question.flight)
 
 
 class Kept:

@@ -47,14 +47,10 @@ class Record:
             at += length
 
 
-def whole(head: bytes, body: bytes | bytearray) -> tuple[bytes | bytearray, ...]:
-    """The parts of the value of an answer that is no stream."""
-    return _LENGTHS.pack(len(head), 0) + head, body
-
-
 def cut(head: bytes, body: bytes, lengths: Sequence[int]) -> tuple[bytes, ...]:
     """The parts of the value of a stream whose pieces have these lengths; they add up to the body's."""
     count = len(lengths)
+    head = head[_LENGTHS.size :]
     return _LENGTHS.pack(len(head), count), head, struct.pack(f"<{count}I", *lengths), body
 
 
@@ -67,7 +63,9 @@ class Writer:
         self._heads: dict[tuple[object, ...], bytes | None] = {}
 
     def head(self, status: int, fields: _Fields) -> bytes | None:
-        """The head of an answer with these fields, which are ASCII; None when they say that it is not to be kept."""
+        """The head of an answer with these fields, which are ASCII, behind the two lengths as they are where the body
+        is whole; then the body is all that follows. None when the fields say that it is not to be kept.
+        """
         named = (status, *fields)
         try:
             return self._heads[named]
@@ -76,7 +74,8 @@ class Writer:
         made: bytes | None = None
         if not any(name == "cache-control" and _forbids(value) for name, value in fields):
             text = "".join([f"{name}\0{value}\0" for name, value in fields if name not in _NOT_KEPT])
-            made = _STATUS.pack(status) + text.encode("ascii")
+            head = _STATUS.pack(status) + text.encode("ascii")
+            made = _LENGTHS.pack(len(head), 0) + head
         if len(self._heads) < _REMEMBERED:
             self._heads[named] = made
         return made

@@ -15,7 +15,7 @@ from typing import TypeVar
 from penstock.cache.arena import Arena, ArenaGeometry
 from penstock.cache.digest import Key
 from penstock.cache.entry import Entry, pack, read
-from penstock.cache.epoch import Epochs
+from penstock.cache.epoch import Epochs, under
 from penstock.cache.l1 import L1
 from penstock.cache.l2 import L2, L2Settings, Lease
 from penstock.cache.redis_client import RedisSettings
@@ -192,7 +192,7 @@ def _stamp(epochs: Epochs, subject: Subject) -> int:
 
 async def _ask(tiers: Tiers, key: Key, stamp: int, now_ms: int) -> Entry | Lease:
     """As the gateway's pipeline asks."""
-    asked = tiers.ask(key, stamp)
+    asked = tiers.ask(under(key, stamp))
     if asked is None:
         return Lease.NONE
     value = await asked

@@ -10,7 +10,7 @@ from penstock.cache.digest import Key
 from penstock.cache.entry import Entry
 from penstock.cache.entry import pack as pack_entry
 from penstock.cache.entry import read as read_entry
-from penstock.gateway.record import Reader, Writer, cut, whole
+from penstock.gateway.record import Reader, Writer, cut
 
 KEY = Key(bytes(32))
 
@@ -30,7 +30,7 @@ def pack(
 ) -> tuple[bytes | bytearray, ...]:
     head = Writer().head(status, named)
     assert head is not None
-    return cut(head, body, lengths) if lengths else whole(head, body)
+    return cut(head, body, lengths) if lengths else (head, body)
 
 
 def entry(*value: bytes | bytearray) -> Entry:
