@@ -17,11 +17,12 @@ from .segment import Segment
 class Gates:
     """The limits and gates region. Lock order: see `locks`; never two stripes at once."""
 
-    __slots__ = ("_at", "_cells", "_locks")
+    __slots__ = ("_at", "_cells", "_count", "_locks")
 
     def __init__(self, segment: Segment) -> None:
         self._at = segment.layout.gates_at
         self._cells = segment.cells
+        self._count = segment.geometry.gates
         self._locks = segment.gate_locks
 
     def update(self, stripe: int, fn: Callable[[list[int]], list[int]]) -> bool:
@@ -51,3 +52,22 @@ class Gates:
         finally:
             locks.unlock(stripe)
         return True
+
+    def stamp(self, stripe: int) -> int:
+        """A number that changes with every update; one load. Raises IndexError past the last stripe."""
+        return self._cells[self._at_of(stripe)]
+
+    def read(self, stripe: int) -> list[int] | None:
+        """A stripe's eight cells without its lock; None when they changed meanwhile: try again later."""
+        at = self._at_of(stripe)
+        cells = self._cells
+        sequence = cells[at]
+        current = at + GATE_CELLS + (sequence & 1) * GATE_CELLS
+        state = cells[current : current + GATE_CELLS].tolist()
+        # an update fills the other copy, so only the second one from here on touches what was read
+        return state if cells[at] == sequence else None
+
+    def _at_of(self, stripe: int) -> int:
+        if not 0 <= stripe < self._count:
+            raise IndexError(f"stripe {stripe} of {self._count}")
+        return self._at + stripe * GATE_STRIPE_CELLS

@@ -144,7 +144,7 @@ class Foundation:
             raise CannotStart(f"cannot make a run directory in {base}: {fault.strerror}") from None
         self._undo.callback(rundir.remove, self.folder)
         self.control = self._unix(str(self.folder / CONTROL), "the control socket")
-        geometry = Geometry(slots=2 * workers, backends=MAX_BACKENDS, models=MAX_MODELS)
+        geometry = Geometry(slots=2 * workers, backends=MAX_BACKENDS, models=MAX_MODELS, gates=MAX_BACKENDS)
         try:
             self.segment = self._segment(geometry, owner)
             self._published = published = store.first(config)
