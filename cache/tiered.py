@@ -53,7 +53,7 @@ class Tiers:
     def reaches_far(self) -> bool:
         """Whether Redis may be asked: it answers, and this node knows what other nodes have flushed."""
         l2 = self._l2
-        return l2 is not None and l2.available and self.epochs.synced
+        return l2 is not None and self.epochs.synced and l2.available
 
     async def far(self, value: bytes | None, key: Key, stamp: int, now_ms: int) -> Entry | Lease:
         """The entry in what Redis gave, put near as well."""
@@ -78,7 +78,9 @@ class Tiers:
             self._l1.put(key, with_expiry(packed, expires_ms), now_ms)
         return entry
 
-    def fill(self, key: Key, stamp: int, now_ms: int, ttl_ms: int | None, *value: bytes | bytearray) -> None:
+    def fill(
+        self, key: Key, name: Key, stamp: int, now_ms: int, ttl_ms: int | None, *value: bytes | bytearray
+    ) -> None:
         """Put a new answer into both; ``ttl_ms`` instead of their own lives."""
         if self._l1 is not None:
             expires_ms = now_ms + (self.l1_ttl_ms if ttl_ms is None else ttl_ms)
@@ -86,7 +88,6 @@ class Tiers:
                 self._l1.remove(key)  # an older answer must not outlive a newer one
         if self._l2 is None:
             return
-        name = under(key, stamp) if stamp else key
         if self.reaches_far:
             ttl_ms = self.l2_ttl_ms if ttl_ms is None else ttl_ms
             self._l2.put(name, pack(key, stamp, now_ms, now_ms + ttl_ms, *value), ttl_ms)

@@ -84,7 +84,7 @@ class Pipeline:
             kept = self._recall.near(question)
             if kept is not None:
                 return self._sharing.give(kept, endpoint, raw, out, life)
-            if self._recall.reaches_far:
+            if self._recall.tiers.reaches_far:
                 return self._look_far(question, endpoint, request, route, raw, out, life)
         return self._fetch(question, self._errand(endpoint, request, route, raw), _NO_LEASE, out, life)
 

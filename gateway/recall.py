@@ -83,11 +83,6 @@ class Recall:
         entry = self.tiers.near(question.key, question.stamp, now_ms)
         return None if entry is None else self._kept(entry, question, now_ms, _NEAR)
 
-    @property
-    def reaches_far(self) -> bool:
-        """Whether it makes sense to ask Redis now."""
-        return self.tiers.reaches_far
-
     def ask(self, question: Question) -> asyncio.Future[bytes | None] | None:
         """Look in Redis; what comes is for :meth:`leased`, then for :meth:`far`. None when it is not asked."""
         return self.tiers.ask(question.flight)
@@ -149,18 +144,23 @@ class Recall:
         head = self._writer.head(status, fields)
         if head is None:
             return False
+        parts: tuple[bytes | bytearray, ...]
         if cuts is None:
-            if len(head) + len(body) > self.max_entry or not words.may_keep_whole(body):
+            if not words.may_keep_whole(body):
                 return False
-            self.tiers.fill(question.key, question.stamp, self.now_ms(), question.wanted.ttl_ms, head, body)
-            return True
-        if len(cuts) >= MAX_CUTS or not words.may_keep_stream(bytes(body), question.choices()):
+            parts = head, body
+        elif len(cuts) >= MAX_CUTS or not words.may_keep_stream(bytes(body), question.choices()):
             return False
-        ends = cuts if cuts and cuts[-1] == len(body) else [*cuts, len(body)]
-        parts = cut(head, bytes(body), [end - start for start, end in zip([0, *ends], ends, strict=False)])
+        else:
+            ends = cuts if cuts and cuts[-1] == len(body) else [*cuts, len(body)]
+            parts = cut(
+                head, bytes(body), [end - start for start, end in zip([0, *ends], ends, strict=False)]
+            )
         if sum(map(len, parts)) > self.max_entry:
             return False
-        self.tiers.fill(question.key, question.stamp, self.now_ms(), question.wanted.ttl_ms, *parts)
+        self.tiers.fill(
+            question.key, question.flight, question.stamp, self.now_ms(), question.wanted.ttl_ms, *parts
+        )
         return True
 
     def give_up(self, question: Question) -> None:

@@ -151,7 +151,9 @@ class Both:
         self._far.before_put(view)
         # The longest of the suite's lives is the tiers' own; the others are asked for.
         own = ttl_ms == self._tiers[view].l2_ttl_ms
-        self._tiers[view].fill(subject.key, asked, now_ms, None if own else ttl_ms, value)
+        self._tiers[view].fill(
+            subject.key, under(subject.key, asked), asked, now_ms, None if own else ttl_ms, value
+        )
         return True
 
     def get(self, view: int, subject: Subject, now_ms: int) -> Found | None:
