@@ -23,6 +23,8 @@ from .upstream.pool import Pool
 
 #: Key heads remembered per model: tenants and namespaces may be many.
 _KEY_HEADS = 4096
+#: What counts of the weight of a backend that has just come up.
+LEAST_RAMP = 0.1
 
 
 class Backend:
@@ -34,11 +36,15 @@ class Backend:
         "identity",
         "index",
         "key",
+        "kv",
         "name",
         "origin",
         "pool",
+        "ramp",
         "shunned_until",
+        "since_s",
         "up",
+        "waiting",
         "weight",
     )
 
@@ -52,11 +58,25 @@ class Backend:
         self.weight = config.weight
         self.pool = pool
         self.key = key
+        #: may be asked: not down, and not drained
         self.up = True
+        #: how many requests wait in the server, as it says itself; 0 when it has not said so lately
+        self.waiting = 0.0
+        #: how much of its KV cache is in use, 0 to 1, likewise
+        self.kv = 0.0
+        #: when its last slow start began (s, the worker's clock)
+        self.since_s = float("-inf")
+        #: what its weight counts now, 0.1 to 1 while it starts slowly
+        self.ramp = 1.0
         #: other backends come first until then (s, the worker's clock)
         self.shunned_until = 0.0
         self._secret = secret
         self._heads: dict[tuple[str, str], str] = {}
+
+    def restart_ramp(self, now_s: float) -> None:
+        """Begin a slow start now: it has come back, as this worker sees it."""
+        self.since_s = now_s
+        self.ramp = LEAST_RAMP
 
     def head(self, method: str, target: str) -> str:
         """The first lines of a request head to this backend, up to where the client's own fields follow."""
@@ -198,7 +218,9 @@ def build(
             pool = old.pool if old is not None and old.key == key else make_pool(backend, config.upstream)
             secret = environ[backend.api_key_env] if backend.api_key_env else None
             made = Backend(published.indices[identity], backend, identity, secret, pool, key)
-            made.up = old.up if old is not None else True
+            if old is not None:
+                made.up, made.since_s, made.ramp = old.up, old.since_s, old.ramp
+                made.waiting, made.kv = old.waiting, old.kv
             backends.append(made)
         limits = model.timeouts
         models.append(

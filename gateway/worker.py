@@ -32,6 +32,7 @@ from .dispatch import Dispatch
 from .errors import Fault, Kind
 from .fleet import Backend, build
 from .flights import Flights
+from .hints import take_in
 from .memory import Memory
 from .metrics import CONNECTIONS, LAG, LAG_MAX, TASKS, Metrics
 from .pipeline import Pipeline
@@ -183,11 +184,13 @@ class Worker:
             self.metrics.gauge(TASKS, value=len(asyncio.all_tasks(self.loop)))
 
     def _read_health(self) -> None:
+        now, health = self.clock(), self.fleet.config.health
         for backend in self.fleet.backends:
             state = self._table.read(backend.index)
             if state is None or state.identity != xxhash.xxh3_64_intdigest(backend.identity.encode()):
                 continue  # never written, torn, or of another generation: the last good word stands
-            up = state.health != DOWN
+            up = state.health != DOWN and not state.drained
+            take_in(backend, state, health, now)
             if up is not backend.up:
                 backend.up = up
                 log.debug("backend_%s backend=%s", "up" if up else "down", backend.name)
