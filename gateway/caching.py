@@ -29,20 +29,17 @@ _NONDETERMINISTIC = NoCache.NONDETERMINISTIC  # looked up once: an enum's member
 class Directives:
     """What one request asks of the cache. ``ttl_ms`` and ``max_age_ms``: None where it does not say."""
 
-    __slots__ = ("max_age_ms", "namespace", "opted_in", "read", "ttl_ms", "write")
+    __slots__ = ("max_age_ms", "namespace", "opted_in", "read", "shared", "ttl_ms", "write")
 
     def __init__(self) -> None:
         self.read = True
         self.write = True
+        #: whether an answer that somebody else is waiting for already would do
+        self.shared = True
         self.ttl_ms: int | None = None
         self.max_age_ms: int | None = None
         self.namespace = ""
         self.opted_in = False
-
-    @property
-    def shared(self) -> bool:
-        """Whether an answer that somebody else is waiting for already would do."""
-        return self.read and self.write
 
 
 #: A request that says nothing.
@@ -68,6 +65,7 @@ def directives(raw: RawRequest, fields: dict[str, Any] | None) -> Directives:
         _body(made, wish)
     if made.ttl_ms == 0:
         made.write = False
+    made.shared = made.read and made.write
     return made
 
 

@@ -190,7 +190,9 @@ class Flight:
         if self._closed:
             return
         self._closed = True
-        self.retire()
+        if self.joinable:
+            self.joinable = False
+            self._terms.forget(self)
         if self._members or self._held_bytes or self._log is not None or self._finished is not None:
             self.lose()
             self._kept = False

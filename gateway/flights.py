@@ -115,7 +115,9 @@ class Flights:
             return None
         if self._alone:
             self.cleared_ns = 0
-        return self.open(key)
+        flight = self._flights[key] = Flight(key, self._terms)
+        flight.led_for_all = True
+        return flight
 
     def claim(self, key: Key, deadline_s: float) -> Claim | tuple[int, int]:
         """Ask to lead: LED (``open`` and ``close`` must follow), who leads instead (``remote``), or FULL or BUSY.
@@ -144,7 +146,7 @@ class Flights:
         self._alone = alone
 
     def open(self, key: Key) -> Flight:
-        """The flight of a question that this worker leads, its mark claimed."""
+        """The flight of a question that this worker leads, its mark claimed by ``claim``."""
         flight = self._flights[key] = Flight(key, self._terms)
         flight.led_for_all = True
         return flight

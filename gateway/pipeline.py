@@ -86,7 +86,10 @@ class Pipeline:
                 return self._sharing.give(kept, endpoint, raw, out, life)
             if self._recall.tiers.reaches_far:
                 return self._look_far(question, endpoint, request, route, raw, out, life)
-        return self._fetch(question, self._errand(endpoint, request, route, raw), _NO_LEASE, out, life)
+        errand = self._errand(endpoint, request, route, raw)
+        if wanted.shared:
+            return self._sharing.fly(question, errand, _NO_LEASE, out, life)
+        return self._fetch(question, errand, _NO_LEASE, out, life)
 
     async def _look_far(
         self,
