@@ -56,6 +56,11 @@ class Caller:
         self.expires_s = expires_s
         self.row = row
 
+    def may_use(self, name: str, model: str) -> bool:
+        """Whether it may use a model, by its own name or by the name (an alias, say) that the request has for it."""
+        models = self.models
+        return models is None or model in models or name in models
+
 
 #: Everybody, where no keys are configured.
 ANYONE = Caller("default")

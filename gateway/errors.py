@@ -29,6 +29,7 @@ class Kind(enum.Enum):
     INVALID_REQUEST = "invalid_request"
     MISSING_HOST = "missing_host"
     UNAUTHORIZED = "invalid_api_key"
+    MODEL_FORBIDDEN = "model_not_allowed"
     NOT_FOUND = "not_found"
     MODEL_NOT_FOUND = "model_not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -49,6 +50,7 @@ class Kind(enum.Enum):
     FLIGHT_LOST = "flight_lost"
     NO_BACKEND = "no_healthy_backend"
     DRAINING = "draining"
+    KEYS_UNKNOWN = "keys_unavailable"
     QUEUE_TIMEOUT = "queue_timeout"
     CONNECT_TIMEOUT = "connect_timeout"
     FIRST_BYTE_TIMEOUT = "first_byte_timeout"
@@ -73,6 +75,7 @@ TABLE: dict[Kind, Spec] = {
     Kind.INVALID_REQUEST: Spec(400, _REQUEST, Source.CLIENT),
     Kind.MISSING_HOST: Spec(400, _REQUEST, Source.CLIENT),
     Kind.UNAUTHORIZED: Spec(401, "authentication_error", Source.CLIENT),
+    Kind.MODEL_FORBIDDEN: Spec(403, _REQUEST, Source.CLIENT),
     Kind.NOT_FOUND: Spec(404, _REQUEST, Source.CLIENT),
     Kind.MODEL_NOT_FOUND: Spec(404, _REQUEST, Source.CLIENT),
     Kind.METHOD_NOT_ALLOWED: Spec(405, _REQUEST, Source.CLIENT),
@@ -93,6 +96,7 @@ TABLE: dict[Kind, Spec] = {
     Kind.FLIGHT_LOST: Spec(502, _SERVER, Source.GATEWAY),
     Kind.NO_BACKEND: Spec(503, _SERVER, Source.UPSTREAM),
     Kind.DRAINING: Spec(503, _SERVER, Source.GATEWAY),
+    Kind.KEYS_UNKNOWN: Spec(503, _SERVER, Source.GATEWAY),
     Kind.QUEUE_TIMEOUT: Spec(504, _SERVER, Source.GATEWAY),
     Kind.CONNECT_TIMEOUT: Spec(504, _SERVER, Source.UPSTREAM),
     Kind.FIRST_BYTE_TIMEOUT: Spec(504, _SERVER, Source.UPSTREAM),

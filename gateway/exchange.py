@@ -40,6 +40,8 @@ class Exchange(Life):
     # Defaults of the class: a request that never streams, waits or fails pays for none of them.
     request_id = ""
     dialect = Dialect.OPENAI
+    #: the API key that came with the request, where there are keys
+    credential = ""
     #: when the response began (perf_counter_ns); 0: not yet
     first_ns = 0
     #: when the body must have come (s, the worker's clock); 0: nothing is awaited
@@ -150,7 +152,8 @@ class Exchange(Life):
         scope = self._scope
         length: str | None = None
         chunked = has_host = False
-        content_type = request_id = cache_control = cache_ttl = ""
+        content_type = request_id = cache_control = cache_ttl = api_key = ""
+        keyed = self._worker.keyring is not None
         dropped: frozenset[str] = frozenset()
         lines = []
         pairs = scope.headers.items()
@@ -175,6 +178,14 @@ class Exchange(Life):
                 cache_control = f"{cache_control},{value}" if cache_control else value
             elif name == "connection" and value.lower() not in ("keep-alive", "close"):
                 dropped |= named_by_connection([value])
+            elif keyed:
+                if name == "authorization":
+                    if not self.credential and value[:7].lower() == "bearer ":
+                        self.credential = value[7:].strip()
+                elif name == "x-api-key" or name == "api-key":
+                    api_key = api_key or value
+        if api_key and not self.credential:
+            self.credential = api_key
         if dropped:
             lines = [line for line in lines if line.partition(":")[0] not in dropped]
         if not (0 < len(request_id) <= 128 and request_id.isascii() and request_id.isprintable()):

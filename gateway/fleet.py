@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from ..cache.digest import prefix
 from .alias import Alias
+from .caller import ANYONE, Caller
 from .config import CacheMode, Config, Published
 from .config.model import Backend as BackendConfig
 from .config.structs import UpstreamSettings
@@ -186,17 +187,31 @@ class Fleet:
             for alias in config.models[model.name].aliases:
                 self.routes[alias] = Route(model, Alias(alias, model.name))
 
-    def route(self, name: str) -> Route:
-        """Where a model or alias leads; raises :class:`Fault` 404 for a name that was never configured."""
+    def route(self, name: str, caller: Caller = ANYONE) -> Route:
+        """Where a model or alias leads for ``caller``; raises :class:`Fault` 404 for a name that was never configured,
+        403 for a model that is not for this caller.
+        """
         route = self.routes.get(name)
         if route is None:
-            names = ", ".join(list(self.routes)[:50])
+            names = ", ".join([known for known, _ in self.routes_of(caller)][:50])
             raise Fault(
                 Kind.MODEL_NOT_FOUND,
                 f"the model '{name[:200]}' does not exist; there are: {names}",
                 param="model",
             )
+        if caller.models is not None and not caller.may_use(name, route.model.name):
+            raise Fault(
+                Kind.MODEL_FORBIDDEN,
+                f"your API key does not have access to the model '{name}'",
+                param="model",
+            )
         return route
+
+    def routes_of(self, caller: Caller) -> list[tuple[str, Route]]:
+        """The names that ``caller`` may ask for, in the order of the configuration, and where they lead."""
+        return [
+            (name, route) for name, route in self.routes.items() if caller.may_use(name, route.model.name)
+        ]
 
 
 MakePool = Callable[[BackendConfig, UpstreamSettings], Pool]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from .caller import ANYONE, Caller
 from .fleet import Fleet, Route
 
 
@@ -24,12 +25,12 @@ def _card(name: str, route: Route) -> dict[str, object]:
     }
 
 
-def list_models(fleet: Fleet) -> bytes:
-    """Every model and alias, in the order of the configuration."""
-    cards = [_card(name, route) for name, route in fleet.routes.items()]
+def list_models(fleet: Fleet, caller: Caller = ANYONE) -> bytes:
+    """Every model and alias that ``caller`` may use, in the order of the configuration."""
+    cards = [_card(name, route) for name, route in fleet.routes_of(caller)]
     return msgspec.json.encode({"object": "list", "data": cards})
 
 
-def show_model(fleet: Fleet, name: str) -> bytes:
-    """One model or alias; raises ``Fault`` 404 for a name that was never configured."""
-    return msgspec.json.encode(_card(name, fleet.route(name)))
+def show_model(fleet: Fleet, name: str, caller: Caller = ANYONE) -> bytes:
+    """One model or alias; raises ``Fault`` as :meth:`Fleet.route` does."""
+    return msgspec.json.encode(_card(name, fleet.route(name, caller)))

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter_ns
 from typing import Any
 
+from .caller import ANYONE, Caller
 from .dialects import WORDS
 from .endpoints import ENDPOINTS, Endpoint, model_id, stored_response
 from .errors import Fault, Kind
@@ -57,9 +58,10 @@ class App:
             endpoint = ENDPOINTS.get(path)
             if endpoint is not None and raw.method == "POST":
                 exchange.dialect = endpoint.dialect
+                caller = self._caller(exchange)
                 await exchange.read_body(raw, length)
                 started = perf_counter_ns()
-                rest = self.worker.pipeline.serve(endpoint, raw, exchange, exchange)
+                rest = self.worker.pipeline.serve(endpoint, raw, exchange, exchange, caller.tenant)
                 if rest is not None:
                     await rest
             else:
@@ -86,6 +88,11 @@ class App:
                 self._loop.call_soon(self._record_all)
             answered.append((exchange, endpoint, path, started, total))
             exchange.let_go()
+
+    def _caller(self, exchange: Exchange) -> Caller:
+        """Who asks; raises :class:`Fault` where that must be known and is not."""
+        keyring = self.worker.keyring
+        return ANYONE if keyring is None else keyring.who(exchange.credential)
 
     def _fail(self, exchange: Exchange, fault: Fault) -> None:
         exchange.status = fault.status
@@ -182,12 +189,13 @@ class App:
         if name is not None:
             if method != "GET":
                 raise _method_not_allowed(path, ("GET",))
-            self._json(exchange, 200, show_model(self.worker.fleet, name))
+            self._json(exchange, 200, show_model(self.worker.fleet, name, self._caller(exchange)))
             return
         stored = stored_response(method, path)
         if isinstance(stored, frozenset):
             raise _method_not_allowed(path, tuple(sorted(stored)))
         if stored is not None:
+            self._caller(exchange)
             await exchange.read_body(raw, length)
             await self.worker.pipeline.stored(stored, raw, exchange, exchange)
             return
@@ -201,7 +209,7 @@ class App:
         if path == "/health":
             self._json(exchange, 200, b'{"status":"ok"}')
         elif path == "/v1/models":
-            self._json(exchange, 200, list_models(worker.fleet))
+            self._json(exchange, 200, list_models(worker.fleet, self._caller(exchange)))
         elif worker.draining:
             raise Fault(Kind.DRAINING, "this node is draining", retry_after_s=5.0)
         elif any(model.ready for model in worker.fleet.models):

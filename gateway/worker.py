@@ -33,6 +33,7 @@ from .errors import Fault, Kind
 from .fleet import Backend, build
 from .flights import Flights
 from .hints import take_in
+from .keys import Keyring, PublishedKeys
 from .memory import Memory
 from .metrics import CONNECTIONS, LAG, LAG_MAX, TASKS, Metrics
 from .pipeline import Pipeline
@@ -77,10 +78,13 @@ class Worker:
         generation: int,
         node: bytes,
         folder: Path,
+        keys: PublishedKeys | None = None,
         is_admin_path: Callable[[str], bool] = lambda _: False,
         port: int | None = None,
     ) -> None:
         self.clock = clock
+        #: None: everybody is served
+        self.keyring = Keyring(keys, time.time) if keys is not None else None
         self.is_admin_path = is_admin_path
         self.draining = False
         self.debug = False
@@ -210,6 +214,10 @@ class Worker:
             if backend.pool not in kept:
                 self._close(backend)
         log.info("configuration_loaded generation=%d", published.generation)
+
+    def swap_keys(self, published: PublishedKeys) -> None:
+        """Take new API keys; who was let in with an old one is served to the end."""
+        self.keyring = Keyring(published, time.time)
 
     def _close(self, backend: Backend) -> None:
         # calls in progress keep their own deadlines as long as somebody ticks their pool
