@@ -28,6 +28,8 @@ from ..gateway.memory import redis_settings
 from ..gateway.metrics import Metrics
 from . import admin, affinity, logs, scrape, store
 from .answer import Answer
+from .backend_scrape import BackendScrape
+from .board import Board
 from .boot import READY, RELOADED, Inheritance, settle_memory
 from .cache_admin import CacheAdmin
 from .cache_stats import CacheStats
@@ -73,8 +75,10 @@ class Controller:
         self._segment = segment
         self._published = published
         self._metrics = Metrics(CounterRow(segment, segment.geometry.controller))
-        self._prober = Prober(BackendTable(segment), mine.environ, time.monotonic_ns, self._probed)
-        self._status = Status(segment, lambda: self._published, self._prober.health_of)
+        self._board = Board(BackendTable(segment), time.monotonic_ns)
+        self._backend_scrape = BackendScrape()
+        self._prober = Prober(self._board, self._backend_scrape, mine.environ, self._probed)
+        self._status = Status(segment, lambda: self._published, self._board.row)
         l2 = published.config.cache.l2
         self._invalidation = Invalidation(
             arena.epochs,
@@ -103,7 +107,7 @@ class Controller:
         with contextlib.suppress(BrokenPipeError):  # the supervisor has died: SIGTERM is on its way
             os.write(self._mine.ready_fd, READY)
         log.info("controller_ready generation=%d", self._published.generation)
-        work = (self._sweeping, self._probing, self._reloading, self._invalidation.run)
+        work = (self._sweeping, self._prober.run, self._reloading, self._invalidation.run)
         tasks = [loop.create_task(one()) for one in work]
         leaving = loop.create_task(self._leave.wait())
         await asyncio.wait([leaving, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -129,7 +133,8 @@ class Controller:
 
     async def _scraped(self, _: Question) -> Answer:
         own = [*self._status.metrics(), *self._cache_stats.metrics()]
-        return Answer(scrape.render(self._segment, own), scrape.CONTENT_TYPE)
+        theirs = await self._backend_scrape.exposition()
+        return Answer(scrape.render(self._segment, own) + theirs, scrape.CONTENT_TYPE)
 
     async def _told(self, _: Question) -> Answer:
         return Answer(self._status.status())
@@ -143,14 +148,6 @@ class Controller:
                 self._metrics.count(scrape.SWEPT)
                 log.info("slot_swept slot=%d", slot)
             await asyncio.sleep(SWEEP_S)
-
-    async def _probing(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            began = loop.time()
-            await self._prober.round()
-            pause_s = self._published.config.health.interval_s - (loop.time() - began)
-            await asyncio.sleep(max(0.0, pause_s))
 
     def _probed(self, backend: str, success: bool) -> None:
         self._metrics.count(scrape.PROBES, backend, "success" if success else "failure")

@@ -1,8 +1,9 @@
-"""Which backends answer: every backend asked at an interval, all at once, the verdict written to the table.
+"""Which backends answer: every backend asked at an interval, each for itself, the verdict shown on the board.
 
-Strategy: a probe is a GET on a connection of its own, so it also tells whether new connections are taken. `rise`
-successes or `fall` failures in a row change the verdict; a verdict survives a new controller, which reads it back
-from the table, and a reload that keeps the backend. Two models on one server are one probe.
+Strategy: each server has a loop of its own, so one that hangs delays no other's probe. Beside the probe a server that
+is up is asked for its metrics (`backend_scrape`). `rise` successes or `fall` failures in a row change the verdict; a
+verdict survives a new controller, and a reload that keeps the backend. Two models on one server are one probe, unless
+probes are completions: those ask the model.
 
 Refuses to know what a worker makes of a verdict.
 """
@@ -11,18 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import httpx
+import msgspec
 
-from ..cache.table import DOWN, UNKNOWN, UP, BackendState, BackendTable
-from ..gateway.config import Backend, BackendTls, Health, Published
-from ..gateway.upstream.origin import Origin
+from ..cache.table import DOWN, UNKNOWN, UP
+from ..gateway.config import Health, Published
 from . import store
+from .backend_scrape import BackendScrape
+from .board import HEALTH, Board
+from .target import Target, TargetKey, Unanswered
 
 log = logging.getLogger(__name__)
+
+_MOST_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -43,22 +47,11 @@ class Verdict:
         return self.health
 
 
-@dataclass(frozen=True, slots=True)
-class _Key:
-    url: str
-    api_key_env: str | None
-    tls: BackendTls | None
-
-
 @dataclass(slots=True)
-class _Target:
-    """One server: its verdict and the rows that show it, index to (identity, weight in thousandths)."""
-
-    client: httpx.AsyncClient
-    url: str
-    name: str
+class _Watched:
+    target: Target
     verdict: Verdict = field(default_factory=Verdict)
-    rows: dict[int, tuple[int, int]] = field(default_factory=dict)
+    asking: asyncio.Task[None] | None = None
 
 
 class Prober:
@@ -66,109 +59,112 @@ class Prober:
 
     def __init__(
         self,
-        table: BackendTable,
+        board: Board,
+        scrape: BackendScrape,
         environ: Mapping[str, str],
-        clock_ns: Callable[[], int],
         observe: Callable[[str, bool], None],
     ) -> None:
-        self._table = table
+        self._board = board
+        self._scrape = scrape
         self._environ = environ
-        self._clock_ns = clock_ns
         self._observe = observe
-        self._targets: dict[_Key, _Target] = {}
+        self._watched: dict[TargetKey, _Watched] = {}
         self._health = Health()
-
-    def health_of(self, index: int) -> int:
-        """The last verdict on the backend in this row of the table."""
-        return next((t.verdict.health for t in self._targets.values() if index in t.rows), UNKNOWN)
+        self._group: asyncio.TaskGroup | None = None
 
     async def swap(self, published: Published) -> None:
         """Probe this generation's backends from now on, and give each a row in the table at once."""
-        self._health = published.config.health
-        old, self._targets = self._targets, {}
+        self._board.swap(published)
+        health, old = published.config.health, self._watched
+        told_anew = health != self._health
+        self._health = health
+        self._watched = {}
         for model, settings in published.config.models.items():
             for backend in settings.backends:
-                key = _Key(backend.url, backend.api_key_env, backend.tls)
-                target = self._targets.get(key) or self._targets.setdefault(
-                    key, self._target(key, backend, old)
-                )
-                name = store.backend_key(model, backend.url)
-                index, who = published.indices[name], store.identity(name)
-                row = self._table.read(index)
-                if target.verdict.health == UNKNOWN and row is not None and row.identity == who:
-                    target.verdict.health = row.health  # a predecessor's word
-                target.rows[index] = (who, round(backend.weight * 1000))
-        for target in self._targets.values():
-            self._write(target)
-        for key, target in old.items():
-            if key not in self._targets:
-                await target.client.aclose()
+                of_model = model if health.completion else None
+                key = TargetKey(backend.url, backend.api_key_env, backend.tls, of_model)
+                one = self._watched.get(key)
+                if one is None:
+                    one = old.pop(key, None) or _Watched(Target(key, backend, self._environ))
+                    one.target.indices.clear()
+                    self._watched[key] = one
+                index = published.indices[store.backend_key(model, backend.url)]
+                one.target.indices.add(index)
+                if one.verdict.health == UNKNOWN:
+                    one.verdict.health = self._board.health_of(index)  # a predecessor's word
+        for one in old.values():
+            await self._leave(one)
+        for one in self._watched.values():
+            self._board.judge(one.target.indices, one.verdict.health)
+            if told_anew and one.asking is not None:
+                one.asking.cancel()
+                one.asking = None
+            self._start(one)
 
-    def _target(self, key: _Key, backend: Backend, old: Mapping[_Key, _Target]) -> _Target:
-        base = "http://localhost" if backend.url.startswith("unix:") else backend.url.rstrip("/")
-        known = old.get(key)
-        if known is not None:
-            return _Target(known.client, base, known.name, known.verdict)
-        verify: ssl.SSLContext | bool = True
-        if backend.tls is not None and backend.tls.insecure:
-            verify = False
-        elif backend.tls is not None and backend.tls.ca is not None:
-            verify = ssl.create_default_context(cafile=backend.tls.ca)
-        uds = backend.url.removeprefix("unix://") if backend.url.startswith("unix:") else None
-        limits = httpx.Limits(max_keepalive_connections=0)
-        transport = httpx.AsyncHTTPTransport(uds=uds, verify=verify, limits=limits)
-        client = httpx.AsyncClient(transport=transport, trust_env=False)
-        return _Target(client, base, Origin.parse(backend.url).name)
-
-    async def round(self) -> None:
-        """Probe all once and write what changed. Raises nothing a backend could cause."""
-        targets = list(self._targets.items())
-        outcomes = await asyncio.gather(*(self._probe(key, target) for key, target in targets))
-        for (key, target), success in zip(targets, outcomes, strict=True):
-            if self._targets.get(key) is not target:
-                continue  # replaced meanwhile by a reload
-            before = target.verdict.health
-            after = target.verdict.note(success, self._health)
-            self._observe(target.name, success)
-            if after != before:
-                log.info("backend_health backend=%s health=%s", target.name, ("unknown", "up", "down")[after])
-            self._write(target)
-
-    async def _probe(self, key: _Key, target: _Target) -> bool:
-        headers = {"connection": "close"}
-        api_key = self._environ.get(key.api_key_env) if key.api_key_env else None
-        if api_key:
-            headers["authorization"] = f"Bearer {api_key}"
-        extensions = {}
-        if key.tls is not None and key.tls.server_name is not None:
-            extensions["sni_hostname"] = key.tls.server_name
+    async def run(self) -> None:
+        """Probe for ever. Raises nothing a backend could cause."""
         try:
-            async with asyncio.timeout(self._health.timeout_s):
-                answer = await target.client.get(
-                    target.url + self._health.path, headers=headers, extensions=extensions, timeout=None
-                )
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as fault:
-            log.debug("probe_failed backend=%s: %s", target.name, fault or type(fault).__name__)
-            return False
-        return answer.is_success
+            async with asyncio.TaskGroup() as self._group:
+                for one in self._watched.values():
+                    self._start(one)
+                await asyncio.Event().wait()
+        finally:
+            self._group = None
 
-    def _write(self, target: _Target) -> None:
-        for index, (who, weight_milli) in target.rows.items():
-            row = self._table.read(index)
-            state = BackendState(
-                health=target.verdict.health,
-                weight_milli=weight_milli,
-                updated_ns=self._clock_ns(),
-                identity=who,
+    def _start(self, one: _Watched) -> None:
+        if self._group is not None and one.asking is None:
+            one.asking = self._group.create_task(self._keep_asking(one))
+
+    async def _leave(self, one: _Watched) -> None:
+        if one.asking is not None:
+            one.asking.cancel()
+            await asyncio.wait([one.asking])
+        self._scrape.forget(one.target)
+        one.target.indices.clear()
+        await one.target.close()
+
+    async def _keep_asking(self, one: _Watched) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            began = clock()
+            await self._ask(one)
+            await asyncio.sleep(max(0.0, self._health.interval_s - (clock() - began)))
+
+    async def _ask(self, one: _Watched) -> None:
+        """Probe one server, and have its metrics meanwhile where it is up; take in what comes of it."""
+        if one.verdict.health == UP:
+            success, load = await asyncio.gather(
+                self._probe(one.target), self._scrape.ask(one.target, self._health.timeout_s)
             )
-            # Workers look at the row's checksum: an unchanged verdict must leave it alone.
-            if row is None or (row.health, row.weight_milli, row.identity) != (
-                *(state.health, state.weight_milli, state.identity),
-            ):
-                self._table.write(index, state)
+            if load is not None:
+                self._board.report(one.target.indices, load)
+        else:
+            success = await self._probe(one.target)
+        before = one.verdict.health
+        after = one.verdict.note(success, self._health)
+        self._observe(one.target.name, success)
+        if after != before:
+            log.info("backend_health backend=%s health=%s", one.target.name, HEALTH[after])
+            self._board.judge(one.target.indices, after)
+            if after != UP:
+                self._scrape.forget(one.target)
+
+    async def _probe(self, target: Target) -> bool:
+        path, body = self._health.path, None
+        if target.key.model is not None:
+            path = "/v1/completions"
+            body = msgspec.json.encode({"model": target.key.model, "prompt": "1", "max_tokens": 1})
+        try:
+            status, _ = await target.ask(
+                path, timeout_s=self._health.timeout_s, most_bytes=_MOST_BYTES, body=body
+            )
+        except Unanswered as fault:
+            log.debug("probe_failed backend=%s: %s", target.name, fault)
+            return False
+        return 200 <= status < 300
 
     async def close(self) -> None:
-        """Close every client."""
-        for target in self._targets.values():
-            await target.client.aclose()
-        self._targets = {}
+        """Stop probing, and close every client."""
+        watched, self._watched = self._watched, {}
+        for one in watched.values():
+            await self._leave(one)

@@ -17,12 +17,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from ..cache.rows import Tally, read_overflowed
 from ..cache.segment import Segment
 from ..cache.slots import SlotInfo, read_slot
-from ..cache.table import UP
+from ..cache.table import UP, BackendState
 from ..gateway.config import Published
 from ..gateway.upstream.origin import Origin
 from . import store
+from .board import HEALTH
 
-_HEALTH = ("unknown", "up", "down")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -36,14 +36,14 @@ def package_version() -> str:
 
 
 class Status:
-    """`published` gives the current generation, `health_of` a backend's verdict by its column."""
+    """`published` gives the current generation, `row` what is known of a backend, by its column."""
 
     def __init__(
-        self, segment: Segment, published: Callable[[], Published], health_of: Callable[[int], int]
+        self, segment: Segment, published: Callable[[], Published], row: Callable[[int], BackendState]
     ) -> None:
         self._segment = segment
         self._published = published
-        self._health_of = health_of
+        self._row = row
         self._tally = Tally(segment)
         self._since = time.time()
 
@@ -83,7 +83,7 @@ class Status:
             columns.setdefault((model, Origin.parse(url).name), []).append(index)
         for labels, shared in columns.items():
             inflight.add_metric(labels, sum(map(self._tally.inflight, shared)))
-            up.add_metric(labels, all(self._health_of(index) == UP for index in shared))
+            up.add_metric(labels, all(self._row(index).health == UP for index in shared))
         running = GaugeMetricFamily("penstock_running_requests", "Requests admitted now.", labels=["model"])
         queued = GaugeMetricFamily(
             "penstock_queued_requests", "Requests that wait for a place now.", labels=["model"]
@@ -161,12 +161,14 @@ class Status:
                     "backends": [
                         {
                             "url": backend.url,
-                            "health": _HEALTH[self._health_of(index)],
+                            "health": HEALTH[row.health],
+                            "drained": bool(row.drained),
                             "inflight": tally.inflight(index),
                             "weight": backend.weight,
                         }
                         for backend in model.backends
                         for index in [published.indices[store.backend_key(name, backend.url)]]
+                        for row in [self._row(index)]
                     ],
                 }
                 for name, model in published.config.models.items()

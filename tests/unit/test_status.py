@@ -7,13 +7,10 @@ import pytest
 
 from penstock.cache.layout import Geometry
 from penstock.cache.segment import Segment
-from penstock.cache.table import UP, BackendTable
+from penstock.cache.table import DOWN, UP, BackendState
 from penstock.gateway.config import Backend, Config, Health, Model, Published
 from penstock.workers import scrape, store
-from penstock.workers.probes import Prober
 from penstock.workers.status import Status
-
-from ..support.procs import free_port
 
 
 @pytest.fixture
@@ -30,7 +27,9 @@ def _published(*urls: str) -> Published:
 
 def test_a_backend_has_one_name_in_every_family(segment: Segment) -> None:
     published = _published("https://vllm/base", "unix:///run/v.sock")
-    text = scrape.render(segment, Status(segment, lambda: published, lambda _: UP).metrics()).decode()
+    text = scrape.render(
+        segment, Status(segment, lambda: published, lambda _: BackendState(health=UP)).metrics()
+    ).decode()
     for family in ("penstock_backend_up", "penstock_inflight_requests"):
         found = re.findall(family + r'\{backend="([^"]*)",model="m"\}', text)
         assert found == ["vllm:443", "/run/v.sock"]
@@ -39,16 +38,8 @@ def test_a_backend_has_one_name_in_every_family(segment: Segment) -> None:
 def test_urls_that_share_a_name_are_one_series_that_is_up_when_all_are(segment: Segment) -> None:
     published = _published("http://vllm:1/a", "http://vllm:1/b")
     down = published.indices[store.backend_key("m", "http://vllm:1/b")]
-    status = Status(segment, lambda: published, lambda index: 0 if index == down else UP)
+    status = Status(
+        segment, lambda: published, lambda index: BackendState(health=DOWN if index == down else UP)
+    )
     text = scrape.render(segment, status.metrics()).decode()
     assert re.findall(r"^penstock_backend_up\S* (\S+)$", text, re.M) == ["0.0"]
-
-
-async def test_a_probe_is_told_by_the_backends_name(segment: Segment) -> None:
-    port = free_port()
-    told: list[tuple[str, bool]] = []
-    prober = Prober(BackendTable(segment), {}, lambda: 1, lambda *outcome: told.append(outcome))
-    await prober.swap(_published(f"http://127.0.0.1:{port}/base"))
-    await prober.round()
-    await prober.close()
-    assert told == [(f"127.0.0.1:{port}", False)]
