@@ -17,6 +17,7 @@ Every cell is an 8-byte unsigned integer in native byte order on an 8-byte bound
         [16] supervisor pid (0: nobody)    [17] its start time, clock ticks since boot
         [24] configuration digest          [25] configuration generation, published after the digest
         [26] generation of the API keys
+        [27] nodes that share the limits of keys, times 2, plus 1 while they cannot hear of each other
     slots      (slots + 1) rows of 128 bytes; the last is the controller's
         [0] 1 claimed, 0 free   [1] pid   [2] start time, clock ticks   [3] generation of the slot
         [4] heartbeat, nanoseconds of the holder's clock   [5]..[15] zero
@@ -24,9 +25,9 @@ Every cell is an 8-byte unsigned integer in native byte order on an 8-byte bound
         backends cells: requests in flight with each backend
         models cells: requests running    models cells: requests queued    models cells: bytes held
         1 cell: the sum of the bytes held
-        models cells: how much the neediest that waits here needs a place (format: `penstock.gateway.admission`)
-        keys cells, four times: of each API key the requests in flight, the tokens reserved; of each share (a hash of
-        model and tenant) the requests running, the requests queued
+        models cells: how much the neediest that waits here needs a place (format: `penstock.gateway.fairness`)
+        keys cells, five times: of each API key the requests in flight, the tokens reserved; of each share (a hash of
+        model and tenant) the requests running, the requests queued, its tag (format: `penstock.gateway.fairness`)
     counters   (slots + 1) rows of counter_bytes; the last is the controller's
         [0] used: cells of the row that are published, these heads included
         [1] how often a name found no room   [2]..[65] the cells such names share
@@ -72,6 +73,7 @@ H_OWNER_START = 17
 H_CONFIG_DIGEST = 24
 H_CONFIG_GENERATION = 25
 H_KEYS_GENERATION = 26
+H_LIMIT_NODES = 27
 
 HEADER_BYTES = PAGE_BYTES
 SLOT_ROW_CELLS = 16
@@ -79,6 +81,7 @@ BACKEND_ROW_CELLS = 16
 GATE_CELLS = 8
 GATE_STRIPE_CELLS = 3 * GATE_CELLS
 STICKY_CELLS = 1 << 16
+KEY_COLUMNS = 5
 MARK_STRIPES = 2048
 MARK_CELLS = 8
 MARK_STRIPE_CELLS = 4 * MARK_CELLS
@@ -153,7 +156,7 @@ class Layout:
         g = geometry
         slots_at = HEADER_BYTES
         tally_at = _up(slots_at + (g.slots + 1) * SLOT_ROW_CELLS * CELL_BYTES, ROW_ALIGN_BYTES)
-        tally_stride = _up((g.backends + 4 * g.models + 1 + 4 * g.keys) * CELL_BYTES, ROW_ALIGN_BYTES)
+        tally_stride = _up((g.backends + 4 * g.models + 1 + KEY_COLUMNS * g.keys) * CELL_BYTES, ROW_ALIGN_BYTES)
         if tally_stride % PAGE_BYTES == 0:
             # A column of page-strided cells would fall into one set of the L1 cache and evict itself.
             tally_stride += ROW_ALIGN_BYTES

@@ -38,23 +38,23 @@ class Stripes:
     refuses those as well: use one object per description and range. Not for use from several threads.
     """
 
-    __slots__ = ("_base", "_fd", "_held", "_lock", "_unlock", "count")
+    __slots__ = ("_base", "_fd", "_held", "_packed", "count")
 
     def __init__(self, fd: int, base: int, count: int) -> None:
         self.count = count
         self._fd = fd
         self._base = base
         self._held: set[int] = set()
-        self._lock = tuple(_FLOCK.pack(fcntl.F_WRLCK, 0, base + i, 1, 0) for i in range(count))
-        self._unlock = tuple(_FLOCK.pack(fcntl.F_UNLCK, 0, base + i, 1, 0) for i in range(count))
+        # thousands, of which few are used: packed when they are
+        self._packed: dict[int, tuple[bytes, bytes]] = {}
 
     def try_lock(self, i: int) -> bool:
         """Take lock i if nobody has it, this object included. Raises IndexError past the last one."""
-        request = self._lock[i]
+        packed = self._packed.get(i) or self._pack(i)
         if i in self._held:
             return False
         try:
-            _fcntl(self._fd, _SETLK, request)
+            _fcntl(self._fd, _SETLK, packed[0])
         except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: another description holds it
             return False
         self._held.add(i)
@@ -63,7 +63,7 @@ class Stripes:
     def unlock(self, i: int) -> None:
         """Give lock i back; no harm done when this object does not hold it."""
         if i in self._held:
-            _fcntl(self._fd, _SETLK, self._unlock[i])
+            _fcntl(self._fd, _SETLK, self._packed[i][1])
             self._held.discard(i)
 
     def unlock_all(self) -> None:
@@ -77,5 +77,14 @@ class Stripes:
 
     def held_elsewhere(self, i: int) -> bool:
         """Whether another open file description holds lock i at this moment; takes nothing."""
-        answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, self._lock[i])
+        packed = self._packed.get(i) or self._pack(i)
+        answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, packed[0])
         return int(_FLOCK.unpack(answer)[0]) != fcntl.F_UNLCK
+
+    def _pack(self, i: int) -> tuple[bytes, bytes]:
+        if not 0 <= i < self.count:
+            raise IndexError(f"lock {i} of {self.count}")
+        at = self._base + i
+        packed = _FLOCK.pack(fcntl.F_WRLCK, 0, at, 1, 0), _FLOCK.pack(fcntl.F_UNLCK, 0, at, 1, 0)
+        self._packed[i] = packed
+        return packed

@@ -15,13 +15,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from .layout import COUNTER_HEAD_CELLS, COUNTER_OVERFLOW_CELLS
+from .layout import COUNTER_HEAD_CELLS, COUNTER_OVERFLOW_CELLS, KEY_COLUMNS
 from .segment import Segment
 
 MAX_NAME_BYTES = 512
 MAX_WIDTH = COUNTER_OVERFLOW_CELLS
 #: The counts there are of each key, and of each share (:meth:`TallyRow.add_key`).
-KEY_RUNNING, KEY_TOKENS, SHARE_RUNNING, SHARE_QUEUED = range(4)
+KEY_RUNNING, KEY_TOKENS, SHARE_RUNNING, SHARE_QUEUED, SHARE_TAG = range(KEY_COLUMNS)
 _USED = 0
 _OVERFLOWED = 1
 _OVERFLOW = 2
@@ -50,7 +50,7 @@ class TallyRow:
         at += 1
         self._wishes = segment.cells[at : at + g.models]
         at += g.models
-        self._keys = tuple(segment.cells[at + i * g.keys : at + (i + 1) * g.keys] for i in range(4))
+        self._keys = tuple(segment.cells[at + i * g.keys : at + (i + 1) * g.keys] for i in range(KEY_COLUMNS))
 
     def add(self, backend: int, n: int) -> None:
         """Count n requests more (or fewer) in flight with a backend; never below zero."""
@@ -95,6 +95,10 @@ class TallyRow:
         n += cells[at]
         cells[at] = n if n > 0 else 0
 
+    def tag(self, at: int, value: int) -> None:
+        """Say how far a share has come (SHARE_TAG); what counts is the highest of all workers' tags."""
+        self._keys[SHARE_TAG][at] = value
+
     def inflight(self, backend: int) -> int:
         """This worker's requests in flight with a backend."""
         return self._inflight[backend]
@@ -129,10 +133,13 @@ class Tally:
         "_queued",
         "_running",
         "_wishes",
+        "slots",
     )
 
     def __init__(self, segment: Segment) -> None:
         g, layout = segment.geometry, segment.layout
+        #: how many rows there are to sum
+        self.slots = g.slots
         stride = layout.tally_stride
         end = layout.tally_at + g.slots * stride
 
@@ -174,12 +181,19 @@ class Tally:
     def of_key(self, what: int, at: int) -> int:
         """One of the counts of keys and shares (:meth:`TallyRow.add_key`), all workers together."""
         column = self._columns.get((what, at))
-        if column is None:
-            first, count, stride = self._keys_at
-            if not 0 <= at < count:
-                raise IndexError(f"key {at} of {count}")
-            column = self._columns[(what, at)] = self._key_cells[first + what * count + at :: stride]
-        return sum(column)
+        return sum(self._column(what, at) if column is None else column)
+
+    def tag(self, at: int) -> int:
+        """How far a share has come, by the worker that took it farthest."""
+        column = self._columns.get((SHARE_TAG, at))
+        return max(self._column(SHARE_TAG, at) if column is None else column)
+
+    def _column(self, what: int, at: int) -> memoryview:
+        first, count, stride = self._keys_at
+        if not 0 <= at < count:
+            raise IndexError(f"key {at} of {count}")
+        column = self._columns[(what, at)] = self._key_cells[first + what * count + at :: stride]
+        return column
 
     def held_total(self) -> int:
         """Bytes held on the node, all workers and models together."""

@@ -25,6 +25,7 @@ from .layout import (
     H_CONFIG_GENERATION,
     H_GEOMETRY,
     H_KEYS_GENERATION,
+    H_LIMIT_NODES,
     H_MAGIC,
     H_OWNER_PID,
     H_OWNER_START,
@@ -152,6 +153,21 @@ class Segment:
     def publish_keys(self, generation: int) -> None:
         """Announce API keys whose file is in place."""
         self.cells[H_KEYS_GENERATION] = generation
+
+    @property
+    def limit_share(self) -> int:
+        """Among how many nodes each key's rate is divided at this moment: 1 while they hear of each other."""
+        nodes = self.cells[H_LIMIT_NODES]
+        return nodes >> 1 if nodes & 1 else 1
+
+    @property
+    def limit_nodes(self) -> int:
+        """How many nodes shared the limits when that was last known; at least 1."""
+        return self.cells[H_LIMIT_NODES] >> 1 or 1
+
+    def publish_limit_nodes(self, nodes: int, *, apart: bool) -> None:
+        """Say how many nodes share the limits, and whether they cannot hear of each other."""
+        self.cells[H_LIMIT_NODES] = max(1, nodes) << 1 | apart
 
     @property
     def owner(self) -> tuple[int, int]:

@@ -38,6 +38,7 @@ class Kind(enum.Enum):
     BODY_MISSING = "body_missing"
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    RATE_LIMITED = "rate_limit_exceeded"
     QUEUE_FULL = "queue_full"
     BUFFERS_FULL = "buffers_full"
     CLIENT_CLOSED = "client_closed_request"
@@ -84,6 +85,7 @@ TABLE: dict[Kind, Spec] = {
     Kind.BODY_MISSING: Spec(411, _REQUEST, Source.CLIENT),
     Kind.BODY_TOO_LARGE: Spec(413, _REQUEST, Source.CLIENT),
     Kind.UNSUPPORTED_MEDIA_TYPE: Spec(415, _REQUEST, Source.CLIENT),
+    Kind.RATE_LIMITED: Spec(429, _RATE, Source.CLIENT),
     Kind.QUEUE_FULL: Spec(429, _RATE, Source.GATEWAY),
     Kind.BUFFERS_FULL: Spec(429, _RATE, Source.GATEWAY),
     Kind.CLIENT_CLOSED: Spec(499, _REQUEST, Source.CLIENT),

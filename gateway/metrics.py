@@ -82,6 +82,12 @@ RETRIES = Family(
 UPSTREAM_FAULTS = Family(
     "penstock_upstream_faults_total", "Faults of backends by kind.", "counter", ("model", "backend", "kind")
 )
+LIMITED = Family(
+    "penstock_limited_total",
+    "Requests refused because their key was over a limit, by the limit: requests, tokens or concurrent.",
+    "counter",
+    ("limit",),
+)
 PAUSES = Family(
     "penstock_stream_pauses_total",
     "Times an upstream was paused because its client read too slowly.",
@@ -113,7 +119,7 @@ CONNECTIONS = Family(
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        *(REQUESTS, BYPASSES, FLIGHTS, STORES, ADDED, DURATION, RETRIES, UPSTREAM_FAULTS, PAUSES),
+        *(REQUESTS, BYPASSES, FLIGHTS, STORES, ADDED, DURATION, RETRIES, UPSTREAM_FAULTS, PAUSES, LIMITED),
         *(LAG, LAG_MAX, TASKS, CONNECTIONS),
     )
 }
