@@ -1,4 +1,4 @@
-"""The admin port's application: metrics, status, the cache, and whether the controller is alive.
+"""The admin port's application: metrics, status, the cache, the backends, and whether the controller is alive.
 
 Strategy: few requests, small answers, one table of paths and their methods. With a key configured every path but
 `/health` wants it, compared in constant time, and without it even the existence of a path is not told. What is
@@ -24,8 +24,13 @@ STATUS = "/gateway/status"
 CACHE_STATS = "/gateway/cache/stats"
 CACHE_FLUSH = "/gateway/cache/flush"
 CACHE_ENTRIES = "/gateway/cache/entries/"
+BACKENDS = "/gateway/backends"
+BACKENDS_DRAIN = "/gateway/backends/drain"
+BACKENDS_UNDRAIN = "/gateway/backends/undrain"
 HEALTH = "/health"
-_ON_API_PORT = frozenset((METRICS, STATUS, CACHE_STATS, CACHE_FLUSH))
+_ON_API_PORT = frozenset(
+    (METRICS, STATUS, CACHE_STATS, CACHE_FLUSH, BACKENDS, BACKENDS_DRAIN, BACKENDS_UNDRAIN)
+)
 
 _NO_STORE = ("cache-control", "no-store")
 

@@ -1,4 +1,4 @@
-"""The command line: `penstock serve | sim | config … | restart | cache …`, and `--version`.
+"""The command line: `penstock serve | sim | config … | restart | cache … | backends …`, and `--version`.
 
 Strategy: parse, call, print one line when it cannot be done. Exit statuses: 0 done, 1 it broke while running,
 2 it was asked for something that cannot be done (the command line, the configuration, a port that is taken, an entry
@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..gateway.config import ConfigError, load, schema
+from .backends_cli import Failed as BackendsFailed
+from .backends_cli import add_verbs as add_backends_verbs
+from .backends_cli import run as run_backends
 from .cache_cli import Failed as CacheFailed
 from .cache_cli import add_verbs as add_cache_verbs
 from .cache_cli import run as run_cache
@@ -64,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     restart.add_argument("--port", type=_port, help="which gateway, by its API port")
     add_cache_verbs(commands, _Parser, _port)
+    add_backends_verbs(commands, _Parser, _port)
     return parser
 
 
@@ -93,6 +97,8 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return _restart(args.config, args.port)
     if args.command == "cache":
         return _cache(args, environ)
+    if args.command == "backends":
+        return _backends(args)
     if args.command == "config" and args.action == "schema":
         print(json.dumps(schema(), indent=2))
         return 0
@@ -170,6 +176,15 @@ def _cache(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     try:
         print(run_cache(args, environ))
     except CacheFailed as fault:
+        _cannot(fault)
+        return fault.status
+    return 0
+
+
+def _backends(args: argparse.Namespace) -> int:
+    try:
+        print(run_backends(args))
+    except BackendsFailed as fault:
         _cannot(fault)
         return fault.status
     return 0

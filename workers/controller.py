@@ -29,6 +29,7 @@ from ..gateway.metrics import Metrics
 from . import admin, affinity, logs, scrape, store
 from .answer import Answer
 from .backend_scrape import BackendScrape
+from .backends_admin import BackendsAdmin
 from .board import Board
 from .boot import READY, RELOADED, Inheritance, settle_memory
 from .cache_admin import CacheAdmin
@@ -79,6 +80,7 @@ class Controller:
         self._backend_scrape = BackendScrape()
         self._prober = Prober(self._board, self._backend_scrape, mine.environ, self._probed)
         self._status = Status(segment, lambda: self._published, self._board.row)
+        self._backends = BackendsAdmin(segment, self._board, lambda: self._published, time.monotonic_ns)
         l2 = published.config.cache.l2
         self._invalidation = Invalidation(
             arena.epochs,
@@ -126,6 +128,9 @@ class Controller:
             admin.CACHE_STATS: {"GET": self._counted},
             admin.CACHE_FLUSH: {"POST": self._cache.flush},
             admin.CACHE_ENTRIES: {"GET": self._cache.entry},
+            admin.BACKENDS: {"GET": self._backends.told},
+            admin.BACKENDS_DRAIN: {"POST": self._backends.drain},
+            admin.BACKENDS_UNDRAIN: {"POST": self._backends.undrain},
         }
 
     async def _alive(self, _: Question) -> Answer:
