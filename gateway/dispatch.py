@@ -1,26 +1,31 @@
 """Sends one request upstream: a backend is chosen, leased and asked, and another one where that is safe.
 
-What comes back is an answer that has begun. The lease stays with the caller until the answer has ended.
+What comes back is an answer that has begun, and holds its places (one of the model, one of the backend) until it ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from time import perf_counter_ns
+from typing import Any
 
 from ..cache.rows import Tally, TallyRow
-from .endpoints import RESPONSES, Endpoint
+from .admission import Admission
+from .breakers import Breakers
+from .choice import Choice
+from .endpoints import RESPONSES
+from .errand import Errand
 from .errors import Fault, Kind
 from .faults import fault_of
 from .fleet import Backend, Model
 from .lease import Lease
 from .life import Life
-from .metrics import RETRIES, UPSTREAM_FAULTS, Metrics
-from .policies.least_connections import least_connections
-from .raw import RawRequest
+from .metrics import FALLBACKS, RETRIES, UPSTREAM_FAULTS, Metrics
 from .retry import NEVER_OPENED, SHUN_S, Again, RetryBudget, after_fault, after_status
 from .seldom import Seldom
 from .sticky import Sticky
@@ -32,47 +37,64 @@ log = logging.getLogger(__name__)
 _RESPONSE_ID = re.compile(rb'"id"\s*:\s*"([A-Za-z0-9._~-]{1,128})"')
 
 
-class Errand:
-    """What is to be asked upstream. ``pinned``: no other backend will do. ``cuts`` gets the ends of the chunks."""
+class Sent:
+    """An answer that has begun: ``end`` must follow. ``fallback`` is the model that gave it, if not the one asked."""
 
-    __slots__ = ("body", "cuts", "endpoint", "method", "model", "pinned", "raw", "target")
+    __slots__ = (
+        "_caller",
+        "_dispatch",
+        "_lease",
+        "_model",
+        "_token",
+        "attempts",
+        "backend",
+        "call",
+        "fallback",
+    )
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        dispatch: Dispatch,
+        errand: Errand,
         model: Model,
-        method: str,
-        target: str,
-        raw: RawRequest,
-        body: bytes | None,
-        pinned: Backend | None = None,
+        backend: Backend,
+        lease: Lease,
+        token: int,
+        call: Call,
+        attempts: int,
     ) -> None:
-        self.endpoint = endpoint
-        self.model = model
-        self.method = method
-        self.target = target
-        self.raw = raw
-        self.body = body
-        self.pinned = pinned
-        self.cuts: list[int] | None = None
-
-
-class Sent:
-    """An answer that has begun: ``end`` must follow."""
-
-    __slots__ = ("attempts", "backend", "call", "lease")
-
-    def __init__(self, lease: Lease, call: Call, backend: Backend, attempts: int) -> None:
-        self.lease = lease
-        self.call = call
-        self.backend = backend
+        self._caller = errand.caller
+        self._dispatch = dispatch
+        self._lease = lease
+        self._model = model
+        self._token = token
         self.attempts = attempts
+        self.backend = backend
+        self.call = call
+        self.fallback = "" if model is errand.model else model.name
 
     def end(self) -> None:
-        """Give the place back; of an answer that is not whole nobody wants the rest."""
-        if not self.call.complete:
-            self.call.abort()
-        self.lease.settle()
+        """Give the places back, and say how it went; of an answer that is not whole nobody wants the rest."""
+        call, backend, dispatch = self.call, self.backend, self._dispatch
+        if call.complete:
+            if backend.doubted and call.status < 500:
+                dispatch.breakers.succeeded(backend, self._token)
+        else:
+            if call.fault is not None:
+                dispatch.breakers.failed(backend, self._token)
+            elif backend.doubted and call.status < 500 and (call.ended or self._token):
+                dispatch.breakers.succeeded(backend, self._token)
+            call.abort()
+        self._lease.settle()
+        dispatch.admission.leave(self._model, self._caller)
+
+
+class _Spent(Exception):
+    """A model could not be had, nobody has acted, and another model may answer."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
 
 
 class Dispatch:
@@ -83,121 +105,186 @@ class Dispatch:
         row: TallyRow,
         tally: Tally,
         slot: int,
+        admission: Admission,
+        breakers: Breakers,
         sticky: Sticky,
         metrics: Metrics,
         *,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
     ) -> None:
+        self.admission = admission
+        self.breakers = breakers
         self._row = row
-        self._tally = tally
-        self._slot = slot
+        self._choice = Choice(row, tally, slot, tick=loop.time, draw=random.random)
         self._sticky = sticky
         self._metrics = metrics
-        self._loop = loop
         self._clock = clock
         self._budget = RetryBudget()
         self._seldom = Seldom()
-        self._turn = 0
-        self._others: dict[int, int] = {}
-        self._others_at = -1.0
+        #: of the probe that was chosen last
+        self._token = 0
 
-    async def send(self, errand: Errand, life: Life) -> Sent:
-        """One answer that has begun, and the lease it is held under; raises :class:`Fault` after the last try."""
-        model, raw, body, pinned, cuts = errand.model, errand.raw, errand.body, errand.pinned, errand.cuts
-        budget = self._budget
-        budget.deposit()
-        length = "0" if body is None else str(len(body))
-        fields = f"{raw.forwarded}x-request-id: {raw.request_id}\r\ncontent-length: {length}\r\n\r\n"
-        tried: tuple[Backend, ...] = ()
-        started = self._clock()
-        fresh = False
-        attempt = 0
-        backend = pinned or self.choose(model, tried)
-        if backend is None:
-            raise Fault(Kind.NO_BACKEND, f"no backend of '{model.name}' is healthy", retry_after_s=2.0)
-        while True:
-            attempt += 1
-            if cuts:
-                cuts.clear()  # of an attempt that failed
-            head = (backend.head(errand.method, errand.target) + fields).encode("ascii")
-            lease = Lease(self._row, backend.index)
-            began = perf_counter_ns()
+    def send(self, errand: Errand, life: Life) -> Coroutine[Any, Any, Sent]:
+        """One answer that has begun, and the places it holds; raises :class:`Fault` after the last try."""
+        if errand.model.fallbacks and errand.pinned is None and errand.request is not None:
+            return self._send_to_any(errand, life)
+        return self._send(errand, errand.model, errand.body, life, False)
+
+    async def _send_to_any(self, errand: Errand, life: Life) -> Sent:
+        """The model that was asked for, and when it cannot be had those that stand in for it."""
+        models = (errand.model, *errand.model.fallbacks)
+        for model, following in itertools.pairwise(models):
             try:
-                call = await backend.pool.call(
-                    head, body, model.timeouts, total_started=started, fresh=fresh, cuts=cuts
-                )
-            except UpstreamFault as fault:
-                lease.settle()
-                if fault.kind in NEVER_OPENED:
-                    backend.shunned_until = self._clock() + SHUN_S
-                self._metrics.count(UPSTREAM_FAULTS, model.name, backend.name, fault.kind.value)
-                other = self.choose(model, (*tried, backend)) if pinned is None else None
-                again = after_fault(fault, attempt, other is not None, budget)
-                if again is Again.NO:
-                    more = self._seldom.due(("failed", backend.name, fault.kind), self._clock())
-                    if more is not None:
-                        log.warning(
-                            "upstream_failed model=%s backend=%s attempt=%d cause=%s request_id=%s more=%d",
-                            *(model.name, backend.name, attempt, fault, raw.request_id, more),
-                        )
-                    raise fault_of(fault) from None
-                cause = "stale_connection" if fault.stale else fault.kind.value
-            except BaseException:
-                lease.settle()
-                raise
-            else:
-                if call.status not in (502, 503):
-                    if errand.endpoint is RESPONSES:
-                        self._remember(call, backend)
-                    return Sent(lease, call, backend, attempt)
-                other = self.choose(model, (*tried, backend)) if pinned is None else None
-                if after_status(call.status, attempt, other is not None, budget) is Again.NO:
-                    return Sent(lease, call, backend, attempt)
-                call.abort()
-                lease.settle()
-                again, cause = Again.ELSEWHERE, str(call.status)
-            finally:
-                life.upstream_ns += perf_counter_ns() - began
-            more = self._seldom.due(("retry", backend.name, cause), self._clock())
-            if more is not None:
-                log.info(
-                    "upstream_retry model=%s backend=%s attempt=%d cause=%s request_id=%s more=%d",
-                    *(model.name, backend.name, attempt, cause, raw.request_id, more),
-                )
-            self._metrics.count(RETRIES, model.name, cause)
-            fresh = again is Again.SAME_FRESH
-            if not fresh:
-                assert other is not None  # ELSEWHERE is only said when there is another
-                tried = (*tried, backend)
-                backend = other
+                return await self._send(errand, model, errand.body_for(model), life, True)
+            except _Spent as spent:
+                self._metrics.count(FALLBACKS, model.name, following.name, spent.fault.kind.value)
+                more = self._seldom.due(("fallback", model.name, following.name), self._clock())
+                if more is not None:
+                    log.warning(
+                        "fallback model=%s to=%s cause=%s request_id=%s more=%d",
+                        *(model.name, following.name, spent.fault.kind.value, errand.raw.request_id, more),
+                    )
+        return await self._send(errand, models[-1], errand.body_for(models[-1]), life, False)
 
-    def choose(self, model: Model, tried: tuple[Backend, ...]) -> Backend | None:
-        """The least busy backend that is up and was not tried; None when there is none."""
+    async def _send(
+        self, errand: Errand, model: Model, body: bytes | None, life: Life, falls_back: bool
+    ) -> Sent:
+        admission, caller = self.admission, errand.caller
+        if not admission.try_enter(model, caller):
+            try:
+                await admission.queue(model, life, caller)
+            except Fault as fault:
+                if falls_back and fault.kind is Kind.QUEUE_FULL:
+                    raise _Spent(fault) from None
+                raise
+        try:
+            raw, pinned, cuts, budget = errand.raw, errand.pinned, errand.cuts, self._budget
+            budget.deposit()
+            length = "0" if body is None else str(len(body))
+            fields = f"{raw.forwarded}x-request-id: {raw.request_id}\r\ncontent-length: {length}\r\n\r\n"
+            tried: tuple[Backend, ...] = ()
+            started = self._clock()
+            fresh = False
+            attempt = 0
+            backend = self.choose(model, tried, errand) if pinned is None else self._pinned(pinned)
+            if backend is None:
+                gone = Fault(
+                    Kind.NO_BACKEND,
+                    f"no backend of '{model.name}' is healthy",
+                    retry_after_s=self._until_probe(model),
+                )
+                raise _Spent(gone) if falls_back else gone
+            while True:
+                attempt += 1
+                if cuts:
+                    cuts.clear()  # of an attempt that failed
+                token = self._token if backend.shut else 0
+                head = (backend.head(errand.method, errand.target) + fields).encode("ascii")
+                lease = Lease(self._row, backend.index)
+                began = perf_counter_ns()
+                try:
+                    call = await backend.pool.call(
+                        head, body, model.timeouts, total_started=started, fresh=fresh, cuts=cuts
+                    )
+                except UpstreamFault as fault:
+                    lease.settle()
+                    if model.timed:
+                        backend.ewma.failed((perf_counter_ns() - began) / 1e9, self._clock())
+                    if fault.kind in NEVER_OPENED:
+                        backend.shunned_until = self._clock() + SHUN_S
+                    if not fault.stale:
+                        self.breakers.failed(backend, token)
+                    self._metrics.count(UPSTREAM_FAULTS, model.name, backend.name, fault.kind.value)
+                    others = (
+                        pinned is None and not (fault.stale and token) and self._left(model, tried, backend)
+                    )
+                    again = after_fault(fault, attempt, others, budget)
+                    if again is Again.NO:
+                        if falls_back and (fault.stale or fault.kind in NEVER_OPENED) and budget.withdraw():
+                            raise _Spent(fault_of(fault)) from None
+                        more = self._seldom.due(("failed", backend.name, fault.kind), self._clock())
+                        if more is not None:
+                            log.warning(
+                                "upstream_failed model=%s backend=%s attempt=%d cause=%s request_id=%s more=%d",
+                                *(model.name, backend.name, attempt, fault, raw.request_id, more),
+                            )
+                        raise fault_of(fault) from None
+                    cause = "stale_connection" if fault.stale else fault.kind.value
+                except BaseException:
+                    lease.settle()
+                    raise
+                else:
+                    status = call.status
+                    if status < 500:
+                        if model.timed:
+                            backend.ewma.observe((perf_counter_ns() - began) / 1e9, self._clock())
+                        if status == 429:
+                            backend.shunned_until = self._clock() + SHUN_S
+                        if errand.endpoint is RESPONSES:
+                            self._remember(call, backend)
+                        return Sent(self, errand, model, backend, lease, token, call, attempt)
+                    self.breakers.failed(backend, token)
+                    others = pinned is None and self._left(model, tried, backend)
+                    if after_status(status, attempt, others, budget) is Again.NO:
+                        if not (falls_back and status in (502, 503) and budget.withdraw()):
+                            return Sent(self, errand, model, backend, lease, token, call, attempt)
+                        call.abort()
+                        lease.settle()
+                        raise _Spent(Fault(Kind.NO_BACKEND, f"the backend answered {status}"))
+                    call.abort()
+                    lease.settle()
+                    again, cause = Again.ELSEWHERE, str(status)
+                finally:
+                    life.upstream_ns += perf_counter_ns() - began
+                more = self._seldom.due(("retry", backend.name, cause), self._clock())
+                if more is not None:
+                    log.info(
+                        "upstream_retry model=%s backend=%s attempt=%d cause=%s request_id=%s more=%d",
+                        *(model.name, backend.name, attempt, cause, raw.request_id, more),
+                    )
+                self._metrics.count(RETRIES, model.name, cause)
+                fresh = again is Again.SAME_FRESH
+                if not fresh:
+                    tried = (*tried, backend)
+                    other = self.choose(model, tried, errand)
+                    assert other is not None  # ELSEWHERE is only said when there is another
+                    backend = other
+        except BaseException:
+            admission.leave(model, caller)
+            raise
+
+    def _left(self, model: Model, tried: tuple[Backend, ...], failed: Backend) -> bool:
+        """Whether any other backend may be asked."""
+        return any(b.up and not b.shut and b is not failed and b not in tried for b in model.backends)
+
+    def _pinned(self, backend: Backend) -> Backend | None:
+        """The one that will do, if its breaker lets a request through."""
+        if backend.shut:
+            self._token = self.breakers.probe(backend)
+            return backend if self._token else None
+        return backend
+
+    def _until_probe(self, model: Model) -> float:
+        """When it is worth while to ask again (s)."""
+        now = self.breakers.now_ns()
+        due = [b.probe_ns - now for b in model.backends if b.up and b.shut]
+        return max(min(due, default=2_000_000_000), 0) / 1e9
+
+    def choose(
+        self, model: Model, tried: tuple[Backend, ...], errand: Errand | None = None
+    ) -> Backend | None:
+        """The backend to ask: one whose breaker is due for its probe, else the policy's; None when there is none."""
+        if self.breakers.shut:
+            for backend in model.backends:
+                if backend.shut and backend.up and backend not in tried:
+                    self._token = self.breakers.probe(backend)
+                    if self._token:
+                        return backend
         if len(model.backends) == 1 and not tried:
             only = model.backends[0]
-            return only if only.up else None
-        now = self._clock()
-        candidates = [b for b in model.backends if b.up and b not in tried]
-        # a backend that refuses answers fastest and would look the least busy of all
-        candidates = [b for b in candidates if b.shunned_until <= now] or candidates
-        if len(candidates) <= 1:
-            return candidates[0] if candidates else None
-        self._turn += 1
-        row, others = self._row, self._others_inflight
-        loads = [row.inflight(b.index) + others(b.index) for b in candidates]
-        return candidates[least_connections(loads, [b.weight for b in candidates], self._turn)]
-
-    def _others_inflight(self, index: int) -> int:
-        """What the other workers have in flight there; summed once a loop tick (a wide sum costs 39 µs)."""
-        now = self._loop.time()
-        if now != self._others_at:
-            self._others.clear()
-            self._others_at = now
-        known = self._others.get(index)
-        if known is None:
-            known = self._others[index] = self._tally.others_inflight(index, self._slot)
-        return known
+            return only if only.up and not only.shut else None
+        return self._choice.pick(model, tried, self._clock(), errand)
 
     def _remember(self, call: Call, backend: Backend) -> None:
         """Which backend holds a response that it may have stored."""

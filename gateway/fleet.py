@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from xxhash import xxh3_64_intdigest
+
 from ..cache.digest import prefix
 from .alias import Alias
 from .caller import ANYONE, Caller
 from .config import CacheMode, Config, Published
 from .config.model import Backend as BackendConfig
+from .config.model import Policy
 from .config.structs import UpstreamSettings
 from .endpoints import Endpoint
 from .errors import Fault, Kind
 from .fingerprint import KEY_SCHEMA
+from .policies.eligible import rank
+from .policies.peak_ewma import Ewma
 from .upstream.call import CallTimeouts
 from .upstream.origin import Origin
 from .upstream.pool import Pool
@@ -34,15 +39,22 @@ class Backend:
     __slots__ = (
         "_heads",
         "_secret",
+        "credit",
+        "ewma",
+        "hint",
         "identity",
         "index",
         "key",
         "kv",
+        "max_concurrent",
         "name",
         "origin",
         "pool",
         "ramp",
+        "rank",
+        "seed",
         "shunned_until",
+        "shut",
         "since_s",
         "up",
         "waiting",
@@ -50,21 +62,42 @@ class Backend:
     )
 
     def __init__(
-        self, index: int, config: BackendConfig, identity: str, secret: str | None, pool: Pool, key: object
+        self,
+        index: int,
+        config: BackendConfig,
+        identity: str,
+        secret: str | None,
+        pool: Pool,
+        key: object,
+        zone: str | None = None,
     ) -> None:
         self.index = index
         self.identity = identity
         self.origin = Origin.parse(config.url)
         self.name = self.origin.name
         self.weight = config.weight
+        #: its tier, and whether it stands in this node's zone: lower ones come first
+        self.rank = rank(config.priority, config.zone, zone)
+        #: requests at it at one time, 0 for no limit of its own
+        self.max_concurrent = config.max_concurrent or 0
+        #: stands for it where keys are hashed to backends, on every node alike
+        self.seed = xxh3_64_intdigest(config.url.rstrip("/").encode())
         self.pool = pool
         self.key = key
         #: may be asked: not down, and not drained
         self.up = True
+        #: its breaker is open: no request may go but the probe
+        self.shut = False
         #: how many requests wait in the server, as it says itself; 0 when it has not said so lately
         self.waiting = 0.0
         #: how much of its KV cache is in use, 0 to 1, likewise
         self.kv = 0.0
+        #: what both count, as requests in flight
+        self.hint = 0.0
+        #: its latency as this worker sees it, where the policy asks for that
+        self.ewma = Ewma()
+        #: where it stands in its turn among others
+        self.credit = 0.0
         #: when its last slow start began (s, the worker's clock)
         self.since_s = float("-inf")
         #: what its weight counts now, 0.1 to 1 while it starts slowly
@@ -107,7 +140,7 @@ class Model:
             "max_queue",
             "name",
         ),
-        *("queue_timeout_s", "timeouts", "version"),
+        *("places", "policy", "prefix_chars", "queue_timeout_s", "ranked", "timed", "timeouts", "version"),
     )
 
     def __init__(
@@ -123,6 +156,8 @@ class Model:
         queue_timeout_s: float,
         max_model_len: int | None,
         cache_mode: CacheMode = "deterministic",
+        policy: Policy = "least_connections",
+        prefix_chars: int = 1024,
     ) -> None:
         self.name = name
         self.index = index
@@ -134,7 +169,23 @@ class Model:
         self.queue_timeout_s = queue_timeout_s
         self.max_model_len = max_model_len
         self.cache_mode = cache_mode
+        self.policy = policy
+        self.prefix_chars = prefix_chars
+        #: whether the time to an answer's first byte is to be told to its backend
+        self.timed = policy == "peak_ewma"
+        #: whether backends differ in more than their weights: tiers, zones, limits of their own
+        self.ranked = len({b.rank for b in backends}) > 1 or any(b.max_concurrent for b in backends)
         self._key_heads: dict[tuple[Endpoint, str, str], bytes] = {}
+
+        self.count_places()
+
+    def count_places(self) -> None:
+        """See how many requests may be at its backends at one time: no more than those that are up will take.
+
+        Where none is up it is the model's own number, so that requests are told so instead of waiting for it.
+        """
+        own = [backend.max_concurrent for backend in self.backends if backend.up]
+        self.places = min(self.max_concurrent, sum(own)) if own and all(own) else self.max_concurrent
 
     @property
     def ready(self) -> bool:
@@ -232,10 +283,13 @@ def build(
             old = kept.get(identity)
             pool = old.pool if old is not None and old.key == key else make_pool(backend, config.upstream)
             secret = environ[backend.api_key_env] if backend.api_key_env else None
-            made = Backend(published.indices[identity], backend, identity, secret, pool, key)
+            made = Backend(
+                published.indices[identity], backend, identity, secret, pool, key, config.node.zone
+            )
             if old is not None:
                 made.up, made.since_s, made.ramp = old.up, old.since_s, old.ramp
-                made.waiting, made.kv = old.waiting, old.kv
+                made.waiting, made.kv, made.hint = old.waiting, old.kv, old.hint
+                made.ewma, made.credit = old.ewma, old.credit
             backends.append(made)
         limits = model.timeouts
         models.append(
@@ -255,6 +309,8 @@ def build(
                 queue_timeout_s=model.queue_timeout_s,
                 max_model_len=model.max_model_len,
                 cache_mode=(model.cache or config.cache).mode,
+                policy=model.policy,
+                prefix_chars=model.prefix_chars,
             )
         )
     return Fleet(published.generation, config, tuple(models))

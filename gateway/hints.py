@@ -13,15 +13,17 @@ from __future__ import annotations
 from ..cache.table import BackendState
 from .config.structs import Health
 from .fleet import LEAST_RAMP, Backend
+from .policies.hint import hint
 
 STALE_PROBES = 3
 
 
 def take_in(backend: Backend, state: BackendState, health: Health, now_s: float) -> None:
-    """Set the backend's `waiting`, `kv`, `since_s` and `ramp` to what is true now; now_s: the worker's clock."""
+    """Set the backend's hints, `since_s` and `ramp` to what is true now; now_s: the worker's clock."""
     fresh = state.updated_ns and now_s - state.updated_ns / 1e9 <= STALE_PROBES * health.interval_s
     backend.waiting = float(state.waiting) if fresh else 0.0
     backend.kv = state.kv_permille / 1000 if fresh else 0.0
+    backend.hint = hint(backend.waiting, backend.kv)
     if state.since_ns:
         backend.since_s = max(backend.since_s, state.since_ns / 1e9)
     backend.ramp = ramp(now_s - backend.since_s, health.slow_start_s)

@@ -1,0 +1,38 @@
+"""Affinity within bounds: the first of a list of preferences that is not over 1.25 times its share of the load.
+
+Mirrokni, Thorup and Zadimoghaddam 2016. With few requests chance alone goes over that bound (of 16 requests, each at
+one of four backends by a hash, one has six or more nearly always), and yielding then would lose what affinity is for
+while no backend is busy. So a backend may have two standard deviations above its share, as long as it is below 25
+requests for a backend of the mean weight, and below half of what it is meant to take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+
+from .least_connections import least_connections
+
+BOUND = 1.25
+#: Above so many requests at a backend there is nothing but the bound; 25 + 2 * 5 is not far from it there.
+_MANY = 25.0
+
+
+def bounded_load(
+    order: Sequence[int], loads: Sequence[float], weights: Sequence[float], rooms: Sequence[float], turn: int
+) -> int:
+    """The first index of ``order`` that stays within its bound with one request more.
+
+    rooms: requests each backend is meant to take at one time. Where none stays within it, which takes a handful of
+    requests or a load that is no whole number, the least loaded for its weight.
+    """
+    total = sum(loads) + 1.0
+    heavy = sum(weights)
+    count = len(weights)
+    for index in order:
+        share = total * weights[index] / heavy
+        slack = min(share + 2.0 * sqrt(share), BOUND * _MANY * count * weights[index] / heavy)
+        bound = max(BOUND * share, min(slack, BOUND * rooms[index] / 2.0))
+        if loads[index] + 1.0 <= bound:
+            return index
+    return least_connections(loads, weights, turn)
