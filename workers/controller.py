@@ -1,4 +1,4 @@
-"""The controller: probes, sweeps, reloads, other nodes' flushes, and the admin port. Never on a request's path.
+"""The controller: probes, discovery, sweeps, reloads, other nodes' flushes, the admin port. Never on a request's path.
 
 Strategy: one process that keeps nothing of its own: verdicts are in the backend table, the configuration in its
 file, counts in the segment. Kill it, and the next goes on where it was. It is the only writer of the backend table
@@ -19,7 +19,7 @@ import time
 import uvloop
 
 from ..cache.arena import Arena
-from ..cache.rows import CounterRow
+from ..cache.rows import CounterRow, Tally
 from ..cache.segment import Segment, process_start
 from ..cache.slots import claim, sweep
 from ..cache.table import BackendTable
@@ -34,8 +34,11 @@ from .board import Board
 from .boot import READY, RELOADED, Inheritance, settle_memory
 from .cache_admin import CacheAdmin
 from .cache_stats import CacheStats
+from .discovery import Discovery
+from .expand import Found
 from .host import serve
 from .invalidation import Invalidation
+from .keys.sync import KeysSync
 from .probes import Prober
 from .question import Question
 from .source import Source
@@ -75,11 +78,14 @@ class Controller:
         self._source = source
         self._segment = segment
         self._published = published
+        self._tally = Tally(segment)
         self._metrics = Metrics(CounterRow(segment, segment.geometry.controller))
         self._board = Board(BackendTable(segment), time.monotonic_ns)
         self._backend_scrape = BackendScrape()
         self._prober = Prober(self._board, self._backend_scrape, mine.environ, self._probed)
-        self._status = Status(segment, lambda: self._published, self._board.row)
+        self._keys = KeysSync.of(mine.folder, segment, published.config.keys, mine.environ)
+        keys = self._keys.report if self._keys is not None else None
+        self._status = Status(segment, lambda: self._published, self._board.row, keys)
         self._backends = BackendsAdmin(segment, self._board, lambda: self._published, time.monotonic_ns)
         l2 = published.config.cache.l2
         self._invalidation = Invalidation(
@@ -93,6 +99,10 @@ class Controller:
         self._cache = CacheAdmin(
             arena, self._invalidation, lambda: self._published, lambda: time.time_ns() // 1_000_000
         )
+        self._discovery = Discovery(
+            lambda: self._published.told, published.found, self._discovered, time.monotonic
+        )
+        self._publishing = asyncio.Lock()
         self._reload = asyncio.Event()
         self._leave = asyncio.Event()
 
@@ -109,7 +119,9 @@ class Controller:
         with contextlib.suppress(BrokenPipeError):  # the supervisor has died: SIGTERM is on its way
             os.write(self._mine.ready_fd, READY)
         log.info("controller_ready generation=%d", self._published.generation)
-        work = (self._sweeping, self._prober.run, self._reloading, self._invalidation.run)
+        work = [self._sweeping, self._prober.run, self._reloading, self._invalidation.run]
+        if self._keys is not None:
+            work.append(self._keys.run)
         tasks = [loop.create_task(one()) for one in work]
         leaving = loop.create_task(self._leave.wait())
         await asyncio.wait([leaving, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -167,26 +179,52 @@ class Controller:
 
     async def _load(self) -> str:
         """One reload; its outcome: loaded, unchanged, refused or failed."""
-        old = self._published
-        try:
-            config = self._source.read(self._mine.environ)
-            published = store.following(config, old)
-        except (ConfigError, store.Full) as fault:
-            log.error("config_refused generation=%d kept: %s", old.generation, fault)
-            return "refused"
-        paths = store.changed(old.config, config)
-        if not paths:
-            log.info("config_unchanged generation=%d", old.generation)
-            return "unchanged"
+        async with self._publishing:
+            old = self._published
+            try:
+                config = self._source.read(self._mine.environ)
+                published = store.following(config, old, busy=self._busy())
+            except (ConfigError, store.Full) as fault:
+                log.error("config_refused generation=%d kept: %s", old.generation, fault)
+                return "refused"
+            paths = store.changed(old.told, config)
+            if not paths:
+                log.info("config_unchanged generation=%d", old.generation)
+                return "unchanged"
+            if not await self._publish(published):
+                return "failed"
+        logs.set_level(config.log.level)
+        log.info("config_published generation=%d changed=%s", published.generation, ",".join(paths))
+        self._discovery.look_again()
+        return "loaded"
+
+    async def _discovered(self, found: Found) -> None:
+        """The servers behind the names that are looked up: another fleet, if they are others."""
+        async with self._publishing:
+            old = self._published
+            try:
+                published = store.following(old.told, old, found, self._busy())
+            except store.Full as fault:
+                log.error("discovered_not_published generation=%d kept: %s", old.generation, fault)
+                return
+            if published.config == old.config and published.found == old.found:
+                return
+            if await self._publish(published):
+                log.info("fleet_published generation=%d", published.generation)
+
+    async def _publish(self, published: Published) -> bool:
+        """Make a generation the current one; False where it cannot be written."""
         try:
             digest = store.write(self._mine.folder, published)
         except OSError as fault:
-            log.error("config_not_written generation=%d kept: %s", old.generation, fault.strerror)
-            return "failed"
+            log.error("config_not_written generation=%d kept: %s", published.generation - 1, fault.strerror)
+            return False
         self._published = published
         # Rows first: who sees the new number finds its backends in the table.
         await self._prober.swap(published)
         self._segment.publish_generation(published.generation, digest)
-        logs.set_level(config.log.level)
-        log.info("config_published generation=%d changed=%s", published.generation, ",".join(paths))
-        return "loaded"
+        return True
+
+    def _busy(self) -> set[int]:
+        """Columns of the tally in which requests are counted."""
+        return {index for index in range(self._segment.geometry.backends) if self._tally.inflight(index)}

@@ -11,9 +11,10 @@ Refuses to know what the configuration means.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -21,9 +22,12 @@ import xxhash
 
 from ..cache.segment import Segment
 from ..gateway.config import MAX_BACKENDS, MAX_MODELS, Config, Published, pack, unpack
+from .expand import Found, expand, names_in
+
+log = logging.getLogger(__name__)
 
 KEPT_FILES = 3
-_NAME = re.compile(r"config-(\d+)\.msgpack\Z")
+_NAME = re.compile(r"(config|keys)-(\d+)\.msgpack\Z")
 
 
 class Full(Exception):
@@ -40,21 +44,27 @@ def identity(key: str) -> int:
     return xxhash.xxh3_64_intdigest(key.encode())
 
 
-def assign(config: Config, previous: Mapping[str, int]) -> dict[str, int]:
-    """A column for every backend of `config`, by `backend_key`; raises Full."""
+def assign(config: Config, previous: Mapping[str, int], busy: Container[int] = ()) -> dict[str, int]:
+    """A column for every backend of `config`, by `backend_key`, those in `busy` last of all; raises Full."""
     keys = [backend_key(name, b.url) for name, model in config.models.items() for b in model.backends]
-    return _columns(keys, previous, MAX_BACKENDS)
+    return columns(keys, previous, MAX_BACKENDS, busy)
 
 
 def assign_models(config: Config, previous: Mapping[str, int]) -> dict[str, int]:
     """A column for every model of `config`; raises Full."""
-    return _columns(config.models, previous, MAX_MODELS)
+    return columns(config.models, previous, MAX_MODELS)
 
 
-def _columns(keys: Iterable[str], previous: Mapping[str, int], capacity: int) -> dict[str, int]:
+def columns(
+    keys: Iterable[str], previous: Mapping[str, int], capacity: int, busy: Container[int] = ()
+) -> dict[str, int]:
+    """A column below `capacity` for each of `keys`: its own of `previous`, or one nobody had there; raises Full.
+
+    Those in `busy` are given to somebody new only where there are no others.
+    """
     taken = set(previous.values())
-    free = (column for column in range(capacity) if column not in taken)
-    columns: dict[str, int] = {}
+    free = iter(sorted((one for one in range(capacity) if one not in taken), key=lambda one: one in busy))
+    found: dict[str, int] = {}
     for key in keys:
         column = previous.get(key)
         if column is None:
@@ -63,8 +73,8 @@ def _columns(keys: Iterable[str], previous: Mapping[str, int], capacity: int) ->
             raise Full(
                 f"all {capacity} columns are in use; remove some first, add others with the next reload"
             )
-        columns[key] = column
-    return columns
+        found[key] = column
+    return found
 
 
 def first(config: Config) -> Published:
@@ -72,13 +82,27 @@ def first(config: Config) -> Published:
     return following(config, None)
 
 
-def following(config: Config, previous: Published | None) -> Published:
-    """The generation after `previous`; raises Full."""
+def following(
+    config: Config, previous: Published | None, found: Found | None = None, busy: Container[int] = ()
+) -> Published:
+    """The generation after `previous`; raises Full.
+
+    config: as the operator wrote it. found: what its names led to, by default what they did before. busy: columns in
+    which something is counted still, of requests to a backend that is gone.
+    """
+    before = {**(previous.found if previous else {}), **(found or {})}
+    known = {name: before[name] for name in names_in(config) if name in before}
+    columns_before = previous.indices if previous else {}
+    expanded, left_out = expand(config, known, columns_before)
+    if left_out:
+        log.warning("backends_left_out count=%d: %d is the most there can be", left_out, MAX_BACKENDS)
     return Published(
-        config=config,
-        indices=assign(config, previous.indices if previous else {}),
+        config=expanded,
+        indices=assign(expanded, columns_before, busy),
         model_indices=assign_models(config, previous.model_indices if previous else {}),
         generation=previous.generation + 1 if previous else 1,
+        source=config if expanded is not config else None,
+        found=known,
     )
 
 
@@ -88,7 +112,16 @@ def write(folder: Path, published: Published) -> int:
     The number is not published: `Segment.publish_generation` with this digest does that. Raises OSError.
     """
     data = pack(published)
-    target = _path(folder, published.generation)
+    place(folder, "config", published.generation, data)
+    return xxhash.xxh3_64_intdigest(data)
+
+
+def place(folder: Path, kind: str, generation: int, data: bytes) -> None:
+    """Put the file `<kind>-<generation>.msgpack` in place, mode 0600, and remove those of its kind too old to be read.
+
+    Raises OSError.
+    """
+    target = path_of(folder, kind, generation)
     temporary = target.with_suffix(".new")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -101,15 +134,14 @@ def write(folder: Path, published: Published) -> int:
     os.rename(temporary, target)
     for path in folder.iterdir():
         match = _NAME.match(path.name)
-        if match and int(match[1]) <= published.generation - KEPT_FILES:
+        if match and match[1] == kind and int(match[2]) <= generation - KEPT_FILES:
             path.unlink(missing_ok=True)
-    return xxhash.xxh3_64_intdigest(data)
 
 
 def read(folder: Path, generation: int) -> Published:
     """A published generation. Raises OSError, and ValueError for a file that does not hold it."""
     try:
-        published = unpack(_path(folder, generation).read_bytes())
+        published = unpack(path_of(folder, "config", generation).read_bytes())
     except msgspec.DecodeError as fault:
         raise ValueError(f"generation {generation} cannot be decoded: {fault}") from fault
     if published.generation != generation:
@@ -130,15 +162,17 @@ def read_current(folder: Path, segment: Segment) -> Published:
 
 def newest(folder: Path) -> Published | None:
     """The newest generation that can be read in a run directory, for who has no segment to ask; None without one."""
-    numbers = [int(match[1]) for path in folder.iterdir() if (match := _NAME.match(path.name))]
+    matches = (_NAME.match(path.name) for path in folder.iterdir())
+    numbers = [int(match[2]) for match in matches if match and match[1] == "config"]
     for generation in sorted(numbers, reverse=True):
         with contextlib.suppress(OSError, ValueError):
             return read(folder, generation)
     return None
 
 
-def _path(folder: Path, generation: int) -> Path:
-    return folder / f"config-{generation}.msgpack"
+def path_of(folder: Path, kind: str, generation: int) -> Path:
+    """Where the file of a generation is; `kind` is `config` or `keys`."""
+    return folder / f"{kind}-{generation}.msgpack"
 
 
 def changed(old: object, new: object, prefix: str = "") -> list[str]:
@@ -158,7 +192,7 @@ def changed(old: object, new: object, prefix: str = "") -> list[str]:
 
 RESTART = (
     *("listen.host", "listen.port", "listen.uds", "admin", "workers.count", "workers.cores"),
-    *("cache.l1.size", "cache.l1.max_entry", "cache.l1.keep", "cache.l2"),
+    *("cache.l1.size", "cache.l1.max_entry", "cache.l1.keep", "cache.l2", "keys"),
 )
 """Keys that only a new start applies."""
 ROLL = ("listen.http", "listen.tls", "listen.max_connections", "listen.read_timeout_s", "listen.keep_alive_s")

@@ -7,7 +7,7 @@ from .fields import GIB, KIB, MIB, CacheMode
 from .load import load, schema
 from .model import Backend, BackendTls, Batching, Model, Policy, Timeouts
 from .redis import RedisServer, RedisTls
-from .snapshot import Published, from_snapshot, pack, snapshot, unpack
+from .snapshot import Published, Server, from_snapshot, pack, snapshot, unpack
 from .structs import (
     MAX_BACKENDS,
     MAX_MODELS,
@@ -61,6 +61,7 @@ __all__ = [
     "Published",
     "RedisServer",
     "RedisTls",
+    "Server",
     "Timeouts",
     "Tls",
     "UpstreamSettings",

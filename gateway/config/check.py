@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
+from .addresses import is_address, nameserver
 from .faults import ConfigError
 from .model import Backend, Model
 from .redis import RedisServer
@@ -105,6 +106,7 @@ class _Check:
         self._cache(config)
         self._keys(config)
         self._names(config)
+        self._discovery(config)
         for name, model in config.models.items():
             self._backends(f"$.models.{name}", model, config.listen)
             self._fallbacks(f"$.models.{name}.fallbacks", name, model.fallbacks, config)
@@ -251,6 +253,17 @@ class _Check:
         if keys.redis is not None:
             self._redis("$.keys.redis", keys.redis)
 
+    def _discovery(self, config: Config) -> None:
+        for index, text in enumerate(config.discovery.nameservers):
+            try:
+                nameserver(text)
+            except ValueError:
+                raise self._fail(
+                    f"$.discovery.nameservers[{index}]",
+                    f"{text} is no address",
+                    "write 10.0.0.2 or 10.0.0.2:53",
+                ) from None
+
     def _names(self, config: Config) -> None:
         if len(config.models) > MAX_MODELS:
             raise self._fail("$.models", f"{len(config.models)} models, at most {MAX_MODELS}", "remove some")
@@ -278,12 +291,16 @@ class _Check:
             )
 
     def _backends(self, path: str, model: Model, listen: Listen) -> None:
+        if not model.backends:
+            raise self._fail(
+                f"{path}.backends", "a list that must not be empty", "write a list, each item after a dash"
+            )
         seen: set[str] = set()
         for index, backend in enumerate(model.backends):
             place = f"{path}.backends[{index}]"
             self._url(f"{place}.url", backend.url)
-            if backend.discover is not None and backend.url.startswith("unix:"):
-                raise self._fail(f"{place}.discover", "a socket's path is no name", "remove it")
+            if backend.discover is not None and is_address(backend.url):
+                raise self._fail(f"{place}.discover", "an address or a path is no name", "remove it")
             if backend.discover == "srv" and urlsplit(backend.url).port is not None:
                 raise self._fail(f"{place}.url", "SRV records say the port", "remove it from the URL")
             if _is_own(backend.url, listen):

@@ -103,8 +103,10 @@ class Batching(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One model that clients may name."""
 
+    # not empty in a file, which `check` says; in what travels it may be, when all are discovered and none is found yet
     backends: Annotated[
-        tuple[Backend, ...], Meta(min_length=1, description="The servers that answer for it.")
+        tuple[Backend, ...],
+        Meta(description="The servers that answer for it.", extra_json_schema={"minItems": 1}),
     ]
     aliases: Annotated[
         tuple[str, ...], Meta(description="Other names for it; a request by alias is rewritten.")
