@@ -17,7 +17,7 @@ from ..cache.segment import Segment
 from ..cache.slots import alive
 from ..cache.tiered import Tiers
 from .config import L2 as L2Config
-from .config import Cache
+from .config import Cache, RedisServer
 from .metrics import STORES, Metrics
 
 
@@ -84,7 +84,7 @@ class Memory:
             await self._l2.close()
 
 
-def redis_settings(config: L2Config, environ: Mapping[str, str]) -> RedisSettings:
+def redis_settings(config: RedisServer, environ: Mapping[str, str]) -> RedisSettings:
     """Where Redis is, and how one is let in; raises KeyError when the password's variable is not set."""
     tls = config.tls
     return RedisSettings(

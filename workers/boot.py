@@ -32,6 +32,7 @@ from ..cache.arena import Arena
 from ..cache.segment import Segment, process_start
 from ..cache.slots import Slot, SlotTaken, claim
 from ..gateway.config import Published, tls_fault
+from ..gateway.keys import PublishedKeys
 from ..gateway.rsgi import App as RequestApp
 from ..gateway.worker import Worker
 from . import affinity, logs, store
@@ -39,6 +40,7 @@ from .admin import is_admin_path
 from .forward import Forward
 from .foundation import CONTROL
 from .host import Host, RsgiApp, serve
+from .keys.latest import LatestKeys
 from .listeners import refuse_new
 
 log = logging.getLogger(__name__)
@@ -72,6 +74,7 @@ class App(Protocol):
     def inflight(self) -> int: ...
     def tick(self, now: float, lag_s: float) -> None: ...
     def swap(self, published: Published) -> None: ...
+    def swap_keys(self, published: PublishedKeys) -> None: ...
     async def start(self) -> None: ...
     def begin_drain(self) -> None: ...
     def cut(self) -> None: ...
@@ -80,7 +83,9 @@ class App(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What an application is built from. forward: serves the admin paths, where the API port has them."""
+    """What an application is built from. forward: serves the admin paths, where the API port has them; keys: None
+    where everybody is served.
+    """
 
     segment: Segment
     arena: Arena
@@ -95,6 +100,7 @@ class Given:
     environ: Mapping[str, str]
     forward: Callable[[Any, Any, str], Awaitable[int]] | None
     port: int | None = None
+    keys: PublishedKeys | None = None
 
 
 AppFactory = Callable[[Given], tuple[App, RsgiApp]]
@@ -144,6 +150,7 @@ def gateway_app(given: Given) -> tuple[App, RsgiApp]:
         environ=given.environ,
         is_admin_path=is_admin_path if given.forward else lambda _: False,
         port=given.port,
+        keys=given.keys,
     )
     return worker, RequestApp(worker, given.forward).__rsgi__
 
@@ -164,6 +171,7 @@ def run_worker(mine: Inheritance, app_factory: AppFactory = gateway_app) -> int:
     if tls and fault:
         log.error("tls_unusable cert=%s key=%s: %s", tls.cert, tls.key, fault)
         return UNUSABLE
+    keys = LatestKeys(mine.folder, segment) if segment.geometry.keys else None
     slot = _claim(segment, mine)
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -182,9 +190,10 @@ def run_worker(mine: Inheritance, app_factory: AppFactory = gateway_app) -> int:
         mine.environ,
         forward.serve if forward else None,
         next((one.getsockname()[1] for one in mine.listeners if one.family != socket.AF_UNIX), None),
+        keys.first if keys else None,
     )
     app, answer = app_factory(given)
-    _Life(mine, segment, slot, published, app, answer, loop).run()
+    _Life(mine, segment, slot, published, keys, app, answer, loop).run()
     slot.release()
     return 0
 
@@ -216,6 +225,7 @@ class _Life:
         segment: Segment,
         slot: Slot,
         published: Published,
+        keys: LatestKeys | None,
         app: App,
         answer: RsgiApp,
         loop: asyncio.AbstractEventLoop,
@@ -225,6 +235,7 @@ class _Life:
         self._slot = slot
         self._published = published
         self._seen = published.generation
+        self._keys = keys
         self._app = app
         self._answer = answer
         self._loop = loop
@@ -270,6 +281,10 @@ class _Life:
         try:
             if self._segment.generation != self._seen:
                 self._load()
+            news = self._keys.news(now) if self._keys is not None else None
+            if news is not None:
+                self._app.swap_keys(news)
+                log.debug("keys_loaded generation=%d", news.generation)
             self._slot.heartbeat(time.monotonic_ns())
             self._app.tick(now, max(0.0, late_s))
         except Exception:

@@ -1,4 +1,4 @@
-"""The command line: `penstock serve | sim | config … | restart | cache … | backends …`, and `--version`.
+"""The command line: `penstock serve | sim | config … | restart | cache … | keys … | backends …`, and `--version`.
 
 Strategy: parse, call, print one line when it cannot be done. Exit statuses: 0 done, 1 it broke while running,
 2 it was asked for something that cannot be done (the command line, the configuration, a port that is taken, an entry
@@ -22,6 +22,9 @@ from .backends_cli import run as run_backends
 from .cache_cli import Failed as CacheFailed
 from .cache_cli import add_verbs as add_cache_verbs
 from .cache_cli import run as run_cache
+from .keys_cli import Failed as KeysFailed
+from .keys_cli import add_verbs as add_keys_verbs
+from .keys_cli import run as run_keys
 
 CANNOT = 2
 
@@ -67,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     restart.add_argument("--port", type=_port, help="which gateway, by its API port")
     add_cache_verbs(commands, _Parser, _port)
+    add_keys_verbs(commands, _Parser)
     add_backends_verbs(commands, _Parser, _port)
     return parser
 
@@ -99,6 +103,8 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return _cache(args, environ)
     if args.command == "backends":
         return _backends(args)
+    if args.command == "keys":
+        return _keys(args, environ)
     if args.command == "config" and args.action == "schema":
         print(json.dumps(schema(), indent=2))
         return 0
@@ -187,6 +193,17 @@ def _backends(args: argparse.Namespace) -> int:
     except BackendsFailed as fault:
         _cannot(fault)
         return fault.status
+    return 0
+
+
+def _keys(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from .nofile import raise_limit
+
+    raise_limit()
+    try:
+        print(run_keys(args, environ))
+    except KeysFailed as fault:
+        return _cannot(fault)
     return 0
 
 

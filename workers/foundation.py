@@ -11,16 +11,22 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import xxhash
 
 from ..cache.arena import Arena, ArenaGeometry
 from ..cache.layout import Geometry
 from ..cache.segment import NoRoom, NotReady, Segment, WrongVersion, process_start
-from ..gateway.config import L1, MAX_BACKENDS, MAX_MODELS, Cache, Config, Published
+from ..gateway.config import L1, MAX_BACKENDS, MAX_MODELS, Cache, Config, Keys, Published
+from ..gateway.keys import MAX_KEYS
 from . import rundir, store
 from .guard import Taken, guard
+from .keys import published as published_keys
+from .keys.sources import source_of
+from .keys.text import BadKeys, NoKeys
 from .listeners import listen_tcp, listen_unix
 from .room import is_wanted, memory_size
 
@@ -51,14 +57,21 @@ class Foundation:
         self._published: Published
 
     @classmethod
-    def lay(cls, config: Config, path: Path, workers: int) -> Foundation:
-        """Guard, bind, create and publish generation 1 of `config`, which was read from `path`."""
+    def lay(
+        cls, config: Config, path: Path, workers: int, environ: Mapping[str, str] = MappingProxyType({})
+    ) -> Foundation:
+        """Guard, bind, create and publish generation 1 of `config`, which was read from `path`, and of its API keys.
+
+        environ: for the password of the Redis that has the keys.
+        """
         made = cls()
         try:
             made._guard(config.listen.host, config.listen.port, "use --port")
             made._guard(config.admin.host, config.admin.port, "change `admin.port`")
             made._bind(config, workers)
             made._settle(config, path, workers)
+            if config.keys is not None:
+                made._open_keys(config.keys, environ)
         except BaseException:
             made.remove()
             raise
@@ -144,7 +157,14 @@ class Foundation:
             raise CannotStart(f"cannot make a run directory in {base}: {fault.strerror}") from None
         self._undo.callback(rundir.remove, self.folder)
         self.control = self._unix(str(self.folder / CONTROL), "the control socket")
-        geometry = Geometry(slots=2 * workers, backends=MAX_BACKENDS, models=MAX_MODELS, gates=MAX_BACKENDS)
+        keys = MAX_KEYS if config.keys is not None else 0
+        geometry = Geometry(
+            slots=2 * workers,
+            backends=MAX_BACKENDS,
+            models=MAX_MODELS,
+            gates=MAX_BACKENDS + keys,
+            keys=keys,
+        )
         try:
             self.segment = self._segment(geometry, owner)
             self._published = published = store.first(config)
@@ -155,6 +175,22 @@ class Foundation:
             raise CannotStart(f"cannot write in {self.folder}: {fault.strerror}") from None
         self.segment.publish_generation(published.generation, digest)
         self.arena = self._arena(config.cache, geometry.slots)
+
+    def _open_keys(self, keys: Keys, environ: Mapping[str, str]) -> None:
+        """Publish the first keys before anybody can ask; where there are none to be had yet, that is what is said."""
+        source = source_of(keys, environ, os.urandom)
+        published = published_keys.unknown(keys)
+        try:
+            published = published_keys.following(source.once(), published)
+        except BadKeys as fault:
+            if keys.file is not None and not isinstance(fault, NoKeys):
+                raise CannotStart(f"keys: {fault}") from None
+            log.error("keys_unknown: every request gets 503: %s", fault)
+        try:
+            published_keys.write(self.folder, published)
+        except OSError as fault:
+            raise CannotStart(f"cannot write in {self.folder}: {fault.strerror}") from None
+        self.segment.publish_keys(published.generation)
 
     def _segment(self, geometry: Geometry, owner: rundir.Owner) -> Segment:
         try:

@@ -28,20 +28,15 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from redis.asyncio import RedisCluster
-from redis.exceptions import NoPermissionError, RedisClusterException, RedisError
-
 from ..cache.epoch import Epochs
 from ..cache.redis_client import Client, RedisSettings, Topology, client, close, eviction_policy
+from .redis_bell import FAULTS, RETRY_S, ROUND_S, RedisBell, cancelled, said
 
 log = logging.getLogger(__name__)
 
 POLL_S = 2.0
-ROUND_S = 2.0
-"""The most that one round with Redis takes, connecting included."""
 TOLD_S = 1.0
 """The most that a flush waits for Redis."""
-RETRY_S = 0.5
 _BURST_S = 0.01
 """Hints that come together are one look."""
 _MAX_FIELDS = 1 << 14
@@ -51,11 +46,6 @@ _ALL = "all"
 _VERSION = b"version"
 _NAME = re.compile(rb"all|[mtk]:(?:0|[1-9][0-9]{0,3})")
 _NONCE = re.compile(rb"[1-9][0-9]{0,19}")
-_FAULTS = (
-    *(RedisError, RedisClusterException, OSError, TimeoutError, EOFError),
-    # over replies that no Redis gives redis-py stumbles, and so do we: whoever answers there ends no controller
-    *(ValueError, LookupError, TypeError, AttributeError),
-)
 
 
 class Invalidation:
@@ -89,7 +79,7 @@ class Invalidation:
         self._read_at = clock()
         self._in_step: bool | None = None
         self._judged = False
-        self._hints: bool | None = None
+        self._bell = RedisBell(self._name, self._wake, "epochs", poll_s)
 
     @property
     def topology(self) -> Topology | None:
@@ -130,7 +120,7 @@ class Invalidation:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keeping_step(redis))
-                group.create_task(self._listening(redis))
+                group.create_task(self._bell.listen(redis))
         finally:
             await close(redis)
 
@@ -143,7 +133,7 @@ class Invalidation:
                 async with asyncio.timeout(ROUND_S):
                     await self._tell(redis)
                     await self._look(redis)
-            except _FAULTS as fault:
+            except FAULTS as fault:
                 self._failed(fault)
                 pause_s = min(self._poll_s / 4, RETRY_S)
             else:
@@ -152,7 +142,7 @@ class Invalidation:
                 if self._in_step and not self._judged:
                     self._judged = True
                     await _judge(redis)
-            if _cancelled():
+            if cancelled():
                 return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
@@ -174,7 +164,7 @@ class Invalidation:
         for one in waiting:
             if not one.done():
                 one.set_result(None)
-        await self._hint(redis)
+        await self._bell.ring(redis)
 
     async def _look(self, redis: Client) -> None:
         """Take over what others flushed, if anything."""
@@ -192,7 +182,7 @@ class Invalidation:
                 pipeline.hsetnx(self._name, name, str(nonce))
             pipeline.hset(self._name, _VERSION, self._token())
             await pipeline.execute()
-            await self._hint(redis)
+            await self._bell.ring(redis)
         self._seen = None if missing or self._pending else version
         if self._seen is None:
             self._wake.set()
@@ -252,73 +242,15 @@ class Invalidation:
         if self._in_step is not False and self._clock() - self._read_at >= 1.5 * self._poll_s:
             self._in_step = False
             self._epochs.mark_synced(False)
-            log.warning("epochs_lost: Redis is not used meanwhile: %s", _said(fault))
-
-    # ---- hints
-
-    async def _hint(self, redis: Client) -> None:
-        """Make the others look at once; where that is not allowed they look in time."""
-        with contextlib.suppress(NoPermissionError):
-            await redis.publish(self._name, b"")
-
-    async def _listening(self, redis: Client) -> None:
-        while not _cancelled():
-            try:
-                await self._listen(redis)
-            except NoPermissionError as fault:
-                if self._hints is not False:
-                    self._hints = False
-                    log.warning("epochs_polled: other nodes' flushes are noticed late: %s", _said(fault))
-            except _FAULTS as fault:
-                log.debug("epochs_unheard: %s", _said(fault))
-            if not _cancelled():
-                await asyncio.sleep(min(self._poll_s / 4, RETRY_S))
-
-    async def _listen(self, redis: Client) -> None:
-        if isinstance(redis, RedisCluster):
-            async with asyncio.timeout(ROUND_S):
-                await redis.initialize()  # its subscriptions look for their node without that
-        pubsub: Any = redis.pubsub()
-        try:
-            async with asyncio.timeout(ROUND_S):
-                await pubsub.subscribe(self._name)
-            asked = False
-            while not _cancelled():
-                message = await pubsub.get_message(timeout=min(self._poll_s, POLL_S))
-                if message is not None:
-                    asked = False
-                    if message["type"] in ("subscribe", "message"):
-                        if self._hints is False:
-                            log.info("epochs_heard")
-                        self._hints = True
-                        self._wake.set()
-                elif asked:
-                    raise TimeoutError("the subscription is silent")
-                else:
-                    asked = True
-                    await pubsub.ping()
-        finally:
-            with contextlib.suppress(*_FAULTS):
-                await pubsub.aclose()
-
-
-def _cancelled() -> bool:
-    """Whether this task was told to end. redis-py sends under `wait_for`, which in Python 3.11 may swallow that."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+            log.warning("epochs_lost: Redis is not used meanwhile: %s", said(fault))
 
 
 async def _judge(redis: Client) -> None:
     """Say so when this Redis refuses entries, once it is full, instead of dropping old ones."""
-    with contextlib.suppress(*_FAULTS):
+    with contextlib.suppress(*FAULTS):
         async with asyncio.timeout(ROUND_S):
             if await eviction_policy(redis) == "noeviction":
                 log.warning(
                     "l2_noeviction: when the cache's Redis is full it stores nothing more; "
                     "set its maxmemory-policy to allkeys-lru"
                 )
-
-
-def _said(fault: BaseException) -> str:
-    text = str(fault) or type(fault).__name__
-    return "".join(c if c.isprintable() else "?" for c in text[:200])

@@ -36,14 +36,21 @@ def package_version() -> str:
 
 
 class Status:
-    """`published` gives the current generation, `row` what is known of a backend, by its column."""
+    """`published` gives the current generation, `row` what is known of a backend, by its column, `keys` how the API
+    keys are; None where there are none.
+    """
 
     def __init__(
-        self, segment: Segment, published: Callable[[], Published], row: Callable[[int], BackendState]
+        self,
+        segment: Segment,
+        published: Callable[[], Published],
+        row: Callable[[int], BackendState],
+        keys: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         self._segment = segment
         self._published = published
         self._row = row
+        self._keys = keys
         self._tally = Tally(segment)
         self._since = time.time()
 
@@ -70,6 +77,15 @@ class Status:
         )
         info.add_metric([package_version()], 1)
         yield info
+        if self._keys is not None:
+            told = self._keys()
+            number = GaugeMetricFamily("penstock_api_keys", "API keys that are known.")
+            number.add_metric([], told["keys"])
+            readable = GaugeMetricFamily(
+                "penstock_api_keys_readable", "0 while the place that keeps API keys cannot be read."
+            )
+            readable.add_metric([], told["readable"])
+            yield from (number, readable)
 
     def _load(self, published: Published) -> Iterator[Metric]:
         inflight = GaugeMetricFamily(
@@ -174,6 +190,8 @@ class Status:
                 for name, model in published.config.models.items()
             },
         }
+        if self._keys is not None:
+            report["keys"] = self._keys()
         return msgspec.json.encode(report)
 
 

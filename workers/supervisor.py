@@ -82,7 +82,7 @@ class Supervisor:
     def run(self) -> int:
         """Until the last child is gone; the exit status. Raises CannotStart before the first fork."""
         logs.set_up("supervisor", self._config.log.level)
-        self._base = Foundation.lay(self._config, self._source.path, len(self._workers))
+        self._base = Foundation.lay(self._config, self._source.path, len(self._workers), self._environ)
         listen = self._config.listen
         log.info("supervisor_started address=%s:%d workers=%d", listen.host, listen.port, len(self._workers))
         self._say_what_is_cached()

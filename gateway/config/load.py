@@ -37,7 +37,7 @@ def load(
     paths of certificates and keys in a file are taken from its folder. Raises ConfigError, whose text is one line.
     """
     called = name or (str(source) if isinstance(source, Path) else "configuration")
-    text = _read(called, source) if isinstance(source, Path) else source
+    text = read_text(called, source) if isinstance(source, Path) else source
     config = shape(called, parse(called, text), environ)
     if isinstance(source, Path):
         config = _rooted(config, source.absolute().parent)
@@ -82,7 +82,8 @@ def _trusting(backend: Backend, folder: Path) -> Backend:
     return replace(backend, tls=replace(backend.tls, ca=str(folder / backend.tls.ca)))
 
 
-def _read(name: str, path: Path) -> str:
+def read_text(name: str, path: Path) -> str:
+    """A file's text, if it is a regular file of bounded size; `name` is what errors call it. Raises ConfigError."""
     try:
         # Opening a FIFO waits for its writer, and a device may never end: neither may hold up a reload.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:

@@ -277,7 +277,7 @@ async def test_what_is_no_epoch_is_passed_over() -> None:
 
 
 async def test_the_log_has_one_line_per_change_of_state(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, "penstock.workers.invalidation")
+    caplog.set_level(logging.DEBUG, "penstock.workers")
     with redis_server(maxmemory_policy="allkeys-lru") as server:
         async with Node(settings_of(server), QUICK_S).running() as node:
             await until(lambda: node.epochs.synced, "in step")
