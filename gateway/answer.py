@@ -12,8 +12,9 @@ from typing import Protocol
 
 from .buffers import Answer, Buffers
 from .dialects import WORDS
-from .dispatch import Errand, Sent
+from .dispatch import Sent
 from .endpoints import Dialect
+from .errand import Errand
 from .errors import Fault, Kind
 from .faults import fault_of
 from .gathered import Gathered, sliced
@@ -174,9 +175,12 @@ class Answering:
 
 def mine(raw: RawRequest, sent: Sent, more: Fields) -> list[tuple[str, str]]:
     """The fields of an answer that are one client's own."""
-    return [
+    fields = [
         ("x-request-id", raw.request_id),
         ("x-penstock-backend", sent.backend.name),
         ("x-penstock-attempts", str(sent.attempts)),
         *more,
     ]
+    if sent.fallback:
+        fields.append(("x-penstock-fallback", sent.fallback))
+    return fields

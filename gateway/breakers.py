@@ -49,13 +49,19 @@ class Guarded(Protocol):
 class Breakers:
     """One worker's view; ``limit`` failures in a row open one for ``open_ns``, both changed by a reload."""
 
-    __slots__ = ("_clock_ns", "_stripes", "limit", "open_ns")
+    __slots__ = ("_stripes", "limit", "now_ns", "open_ns", "shut")
 
     def __init__(self, stripes: Stripes, clock_ns: Callable[[], int], limit: int, open_s: float) -> None:
         self._stripes = stripes
-        self._clock_ns = clock_ns
+        self.now_ns = clock_ns
         self.limit = limit
         self.open_ns = int(open_s * 1e9)
+        #: backends that no request may go to but a probe
+        self.shut: set[Guarded] = set()
+
+    def forget(self) -> None:
+        """Another fleet is used from now on; the next tick says which of its backends are shut."""
+        self.shut.clear()
 
     def tick(self, backends: Iterable[Guarded]) -> None:
         """Copy what other workers have done."""
@@ -72,7 +78,7 @@ class Breakers:
         """An attempt at a backend has failed by the backend's fault; ``token`` is 0 for one that was no probe."""
 
         def count(state: State) -> None:
-            state.failed(token, self._clock_ns(), self.limit, self.open_ns)
+            state.failed(token, self.now_ns(), self.limit, self.open_ns)
 
         before = backend.shut
         self._change(backend, count)
@@ -84,19 +90,19 @@ class Breakers:
     def succeeded(self, backend: Guarded, token: int) -> None:
         """An attempt went well; for a backend that is not ``doubted`` this need not be told."""
         before = backend.shut
-        self._change(backend, lambda state: state.succeeded(token, self._clock_ns()))
+        self._change(backend, lambda state: state.succeeded(token, self.now_ns()))
         if before and not backend.shut:
             log.info("breaker_closed backend=%s", backend.name)
 
     def probe(self, backend: Guarded) -> int:
         """The token of the probe, when it is due and no other request on the node has it; else 0."""
-        if self._clock_ns() < backend.probe_ns:
+        if self.now_ns() < backend.probe_ns:
             return 0
         claimed = 0
 
         def claim(state: State) -> None:
             nonlocal claimed
-            claimed = state.claim(self._clock_ns(), self.open_ns)
+            claimed = state.claim(self.now_ns(), self.open_ns)
 
         self._change(backend, claim)
         return claimed
@@ -119,6 +125,10 @@ class Breakers:
     def _show(self, backend: Guarded, state: State) -> None:
         was_shut = backend.shut
         backend.shut = state.phase != CLOSED
+        if backend.shut:
+            self.shut.add(backend)
+        else:
+            self.shut.discard(backend)
         backend.doubted = backend.shut or state.failures > 0
         backend.probe_ns = state.until_ns
         if was_shut and not backend.shut:

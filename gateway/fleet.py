@@ -39,10 +39,13 @@ class Backend:
     __slots__ = (
         "_heads",
         "_secret",
+        "breaker_stamp",
         "credit",
+        "doubted",
         "ewma",
         "hint",
         "identity",
+        "identity64",
         "index",
         "key",
         "kv",
@@ -50,6 +53,7 @@ class Backend:
         "name",
         "origin",
         "pool",
+        "probe_ns",
         "ramp",
         "rank",
         "seed",
@@ -104,6 +108,12 @@ class Backend:
         self.ramp = 1.0
         #: other backends come first until then (s, the worker's clock)
         self.shunned_until = 0.0
+        # more of its breaker (penstock.gateway.breakers): when a probe is due (ns of the monotonic clock), whether it
+        # failed lately, what of its stripe has been read
+        self.probe_ns = 0
+        self.doubted = False
+        self.breaker_stamp = 0
+        self.identity64 = xxh3_64_intdigest(identity.encode())
         self._secret = secret
         self._heads: dict[tuple[str, str], str] = {}
 
@@ -111,6 +121,10 @@ class Backend:
         """Begin a slow start now: it has come back, as this worker sees it."""
         self.since_s = now_s
         self.ramp = LEAST_RAMP
+
+    def recovered(self, closed_ns: int) -> None:
+        """Its breaker closed then (ns of the monotonic clock): it gets its share slowly."""
+        self.restart_ramp(closed_ns / 1e9)
 
     def head(self, method: str, target: str) -> str:
         """The first lines of a request head to this backend, up to where the client's own fields follow."""
@@ -134,13 +148,24 @@ class Model:
             "_key_heads",
             "backends",
             "cache_mode",
+            "fallbacks",
             "index",
             "max_concurrent",
             "max_model_len",
             "max_queue",
             "name",
         ),
-        *("places", "policy", "prefix_chars", "queue_timeout_s", "ranked", "timed", "timeouts", "version"),
+        *(
+            "places",
+            "plain",
+            "policy",
+            "prefix_chars",
+            "queue_timeout_s",
+            "ranked",
+            "timed",
+            "timeouts",
+            "version",
+        ),
     )
 
     def __init__(
@@ -169,12 +194,16 @@ class Model:
         self.queue_timeout_s = queue_timeout_s
         self.max_model_len = max_model_len
         self.cache_mode = cache_mode
+        #: who answers when none of the backends can be had; models of the same fleet
+        self.fallbacks: tuple[Model, ...] = ()
         self.policy = policy
         self.prefix_chars = prefix_chars
         #: whether the time to an answer's first byte is to be told to its backend
         self.timed = policy == "peak_ewma"
         #: whether backends differ in more than their weights: tiers, zones, limits of their own
         self.ranked = len({b.rank for b in backends}) > 1 or any(b.max_concurrent for b in backends)
+        #: nothing but the least busy is asked for
+        self.plain = policy == "least_connections" and not self.ranked
         self._key_heads: dict[tuple[Endpoint, str, str], bytes] = {}
 
         self.count_places()
@@ -190,7 +219,7 @@ class Model:
     @property
     def ready(self) -> bool:
         """Whether any backend may be tried."""
-        return any(backend.up for backend in self.backends)
+        return any(backend.up for model in (self, *self.fallbacks) for backend in model.backends)
 
     def key_head(self, endpoint: Endpoint, tenant: str, namespace: str = "") -> bytes:
         """What a cache key covers besides query and body: schema version, tenant and namespace, model, version
@@ -234,7 +263,9 @@ class Fleet:
         self.models = models
         self.backends = tuple(backend for model in models for backend in model.backends)
         self.routes = {model.name: Route(model, None) for model in models}
+        by_name = {model.name: model for model in models}
         for model in models:
+            model.fallbacks = tuple(by_name[name] for name in config.models[model.name].fallbacks)
             for alias in config.models[model.name].aliases:
                 self.routes[alias] = Route(model, Alias(alias, model.name))
 

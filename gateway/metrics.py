@@ -79,6 +79,12 @@ RETRIES = Family(
     "counter",
     ("model", "cause"),
 )
+FALLBACKS = Family(
+    "penstock_fallbacks_total",
+    "Requests that went on to another model, by the reason.",
+    "counter",
+    ("model", "to", "cause"),
+)
 UPSTREAM_FAULTS = Family(
     "penstock_upstream_faults_total", "Faults of backends by kind.", "counter", ("model", "backend", "kind")
 )
@@ -119,7 +125,19 @@ CONNECTIONS = Family(
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        *(REQUESTS, BYPASSES, FLIGHTS, STORES, ADDED, DURATION, RETRIES, UPSTREAM_FAULTS, PAUSES, LIMITED),
+        *(
+            REQUESTS,
+            BYPASSES,
+            FLIGHTS,
+            STORES,
+            ADDED,
+            DURATION,
+            RETRIES,
+            FALLBACKS,
+            UPSTREAM_FAULTS,
+            PAUSES,
+            LIMITED,
+        ),
         *(LAG, LAG_MAX, TASKS, CONNECTIONS),
     )
 }

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Coroutine
 
-import msgspec
-
 from ..cache.l2 import Lease
 from ..cache.outcome import NoCache, Outcome
-from .admission import Admission
 from .answer import Answering
 from .caching import directives, veto
-from .dispatch import Dispatch, Errand
+from .caller import ANYONE, Caller
+from .dispatch import Dispatch
 from .endpoints import RESPONSES, Endpoint, StoredResponse
+from .errand import Errand, body_for
 from .errors import Fault, Kind
 from .fingerprint import fingerprint
 from .fleet import Backend, Fleet, Model, Route
@@ -28,8 +27,6 @@ from .raw import Out, RawRequest
 from .recall import Kept, Question, Recall
 from .sharing import Sharing
 from .sticky import Sticky
-
-TENANT = "default"
 
 _BYPASSED = Outcome.BYPASS.value
 _NO_LEASE = Lease.NONE  # looked up once: an enum's members are slow in Python 3.11
@@ -45,7 +42,6 @@ class Pipeline:
         self,
         *,
         fleet: Fleet,
-        admission: Admission,
         dispatch: Dispatch,
         answering: Answering,
         recall: Recall,
@@ -54,7 +50,6 @@ class Pipeline:
         parser: Parser | None = None,
     ) -> None:
         self.fleet = fleet
-        self._admission = admission
         self._dispatch = dispatch
         self._answering = answering
         self._recall = recall
@@ -63,7 +58,7 @@ class Pipeline:
         self._parser = parser or Parser()
 
     def serve(
-        self, endpoint: Endpoint, raw: RawRequest, out: Out, life: Life, tenant: str = TENANT
+        self, endpoint: Endpoint, raw: RawRequest, out: Out, life: Life, caller: Caller = ANYONE
     ) -> Coroutine[None, None, None] | None:
         """Answer one request to a proxied endpoint; raises :class:`Fault` for what the client must be told.
 
@@ -71,22 +66,24 @@ class Pipeline:
         no stream costs no coroutine.
         """
         request = self._parser.parse(endpoint, raw)
-        route = self.fleet.route(request.model)
+        route = self.fleet.route(request.model, caller)
         model = route.model
         life.model = model.name
         wanted = directives(raw, request.fields)
         reason = veto(request, model.cache_mode, wanted)
         if reason is not None:
-            return self._ask(self._errand(endpoint, request, route, raw), reason, out, life)
-        key = fingerprint(request, model.key_head(endpoint, tenant, wanted.namespace), model.name, raw.query)
-        question = self._recall.question(key, model.name, tenant, wanted, request)
+            return self._ask(self._errand(endpoint, request, route, raw, caller), reason, out, life)
+        key = fingerprint(
+            request, model.key_head(endpoint, caller.tenant, wanted.namespace), model.name, raw.query
+        )
+        question = self._recall.question(key, model.name, caller.tenant, wanted, request)
         if wanted.read:
             kept = self._recall.near(question)
             if kept is not None:
                 return self._sharing.give(kept, endpoint, raw, out, life)
             if self._recall.tiers.reaches_far:
-                return self._look_far(question, endpoint, request, route, raw, out, life)
-        errand = self._errand(endpoint, request, route, raw)
+                return self._look_far(question, endpoint, request, route, raw, caller, out, life)
+        errand = self._errand(endpoint, request, route, raw, caller)
         if wanted.shared:
             return self._sharing.fly(question, errand, _NO_LEASE, out, life)
         return self._fetch(question, errand, _NO_LEASE, out, life)
@@ -98,6 +95,7 @@ class Pipeline:
         request: Request,
         route: Route,
         raw: RawRequest,
+        caller: Caller,
         out: Out,
         life: Life,
     ) -> None:
@@ -108,7 +106,7 @@ class Pipeline:
             value = await asked
             found = recall.leased(question, value) or await recall.far(question, value)
         if isinstance(found, Lease):
-            await self._fetch(question, self._errand(endpoint, request, route, raw), found, out, life)
+            await self._fetch(question, self._errand(endpoint, request, route, raw, caller), found, out, life)
             return
         rest = self._sharing.give(found, endpoint, raw, out, life)
         if rest is not None:
@@ -125,7 +123,9 @@ class Pipeline:
             return self._sharing.alone(question, errand, lease, out, life)
         return self._ask(errand, NoCache.NO_STORE, out, life)
 
-    async def stored(self, stored: StoredResponse, raw: RawRequest, out: Out, life: Life) -> None:
+    async def stored(
+        self, stored: StoredResponse, raw: RawRequest, out: Out, life: Life, caller: Caller = ANYONE
+    ) -> None:
         """Answer a call about one stored response: by the backend that holds it, else by asking each in turn.
 
         A backend that fails does not end the search; when no other has it, its failure is the answer: it might have it.
@@ -140,61 +140,46 @@ class Pipeline:
         for candidate in candidates:
             model = by_backend[candidate.index]
             life.model = model.name
-            errand = Errand(RESPONSES, model, stored.method, target, raw, raw.body or None, candidate)
-            if not self._admission.try_enter(model):
-                await self._admission.queue(model, life)
+            body = raw.body or None
+            errand = Errand(RESPONSES, model, stored.method, target, raw, body, caller, pinned=candidate)
             try:
-                try:
-                    sent = await self._dispatch.send(errand, life)
-                except Fault as fault:
-                    failed = fault
+                sent = await self._dispatch.send(errand, life)
+            except Fault as fault:
+                failed = fault
+                continue
+            try:
+                if sent.call.status == 404 and len(candidates) > 1:
                     continue
-                try:
-                    if sent.call.status == 404 and len(candidates) > 1:
-                        continue
-                    rest = self._answering.answer(errand, sent, (), out, life)
-                    if rest is not None:
-                        await rest
-                    return
-                finally:
-                    sent.end()
+                rest = self._answering.answer(errand, sent, (), out, life)
+                if rest is not None:
+                    await rest
+                return
             finally:
-                self._admission.leave(model)
+                sent.end()
         raise failed or Fault(Kind.NOT_FOUND, f"no backend has a response with the id '{stored.id}'")
 
     # ---- past the cache
 
     async def _ask(self, errand: Errand, reason: NoCache, out: Out, life: Life) -> None:
         """Admit, choose, lease, ask, and answer with what comes."""
-        model = errand.model
         life.cache = _BYPASSED
         life.reason = reason
-        if not self._admission.try_enter(model):
-            await self._admission.queue(model, life)
+        sent = await self._dispatch.send(errand, life)
         try:
-            sent = await self._dispatch.send(errand, life)
-            try:
-                rest = self._answering.answer(errand, sent, _BYPASS[reason], out, life)
-                if rest is not None:
-                    await rest
-            finally:
-                sent.end()
+            rest = self._answering.answer(errand, sent, _BYPASS[reason], out, life)
+            if rest is not None:
+                await rest
         finally:
-            self._admission.leave(model)
+            sent.end()
 
-    def _errand(self, endpoint: Endpoint, request: Request, route: Route, raw: RawRequest) -> Errand:
-        body = request.body if route.alias is None else route.alias.rewrite(request)
-        if request.fields is not None and "cache" in request.fields:  # meant for us, not for the backend
-            body = _encode(
-                {n: v for n, v in {**request.fields, "model": route.model.name}.items() if n != "cache"}
-            )
+    def _errand(
+        self, endpoint: Endpoint, request: Request, route: Route, raw: RawRequest, caller: Caller
+    ) -> Errand:
+        body = body_for(request, route)
         target = f"{endpoint.path}?{raw.query}" if raw.query else endpoint.path
         pinned = self._pinned(request, route.model) if endpoint is RESPONSES else None
-        return Errand(endpoint, route.model, "POST", target, raw, body, pinned)
+        return Errand(endpoint, route.model, "POST", target, raw, body, caller, request, pinned)
 
     def _pinned(self, request: Request, model: Model) -> Backend | None:
         previous = request.fields.get("previous_response_id") if request.fields is not None else None
         return self._sticky.find(previous, model.backends) if isinstance(previous, str) else None
-
-
-_encode = msgspec.json.encode

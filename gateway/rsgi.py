@@ -61,7 +61,7 @@ class App:
                 caller = self._caller(exchange)
                 await exchange.read_body(raw, length)
                 started = perf_counter_ns()
-                rest = self.worker.pipeline.serve(endpoint, raw, exchange, exchange, caller.tenant)
+                rest = self.worker.pipeline.serve(endpoint, raw, exchange, exchange, caller)
                 if rest is not None:
                     await rest
             else:
@@ -195,9 +195,9 @@ class App:
         if isinstance(stored, frozenset):
             raise _method_not_allowed(path, tuple(sorted(stored)))
         if stored is not None:
-            self._caller(exchange)
+            caller = self._caller(exchange)
             await exchange.read_body(raw, length)
-            await self.worker.pipeline.stored(stored, raw, exchange, exchange)
+            await self.worker.pipeline.stored(stored, raw, exchange, exchange, caller)
             return
         if self._admin is not None and self.worker.is_admin_path(path):
             exchange.status = await self._admin(scope, proto, exchange.request_id)

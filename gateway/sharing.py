@@ -17,10 +17,10 @@ from time import perf_counter_ns
 from ..cache.l2 import Lease
 from ..cache.marks import Claim
 from ..cache.outcome import Outcome
-from .admission import Admission
 from .answer import Answering, mine
-from .dispatch import Dispatch, Errand, Sent
+from .dispatch import Dispatch, Sent
 from .endpoints import Dialect, Endpoint
+from .errand import Errand
 from .errors import Fault
 from .fleet import Model
 from .flight import Flight
@@ -57,7 +57,6 @@ class Sharing:
         self,
         flights: Flights,
         recall: Recall,
-        admission: Admission,
         dispatch: Dispatch,
         answering: Answering,
         metrics: Metrics,
@@ -70,7 +69,6 @@ class Sharing:
         self._clock = clock
         self._flights = flights
         self._recall = recall
-        self._admission = admission
         self._dispatch = dispatch
         self._answering = answering
         self._metrics = metrics
@@ -160,40 +158,35 @@ class Sharing:
             life.cache = _MISSED
             life.flight = flight
             flight.on_last_left = life.abandon
-            if not self._admission.try_enter(model):
-                await self._admission.queue(model, life)
+            if question.request.stream:
+                errand.cuts = []
+            sent = await self._dispatch.send(errand, life)
             try:
-                if question.request.stream:
-                    errand.cuts = []
-                sent = await self._dispatch.send(errand, life)
-                try:
-                    call = sent.call
-                    status = call.status
-                    fields, media = self._answering.fields(sent)
-                    events = 200 <= status < 300 and is_event_stream(media)
-                    if call.complete and not events:
-                        # who asks again before it is kept finds the flight
-                        flight.respond(Head(status, fields, media, call.body))
-                        later = True
-                        if not self._answered:
-                            self._turn.add(self._settle_all)
-                        self._answered.append((flight, question, status, fields, call.body, lease))
-                        if life.left:
-                            raise ClientGone
-                        life.status = status
-                        out.respond(status, fields + mine(errand.raw, sent, _MISS), call.body)
-                    elif events or _outgrows(call, recall.max_entry, out):
-                        if not events:
-                            fields.append(("content-length", str(call.content_length)))
-                        head = Head(status, fields, media, None)
-                        stored = await self._share_stream(flight, question, errand, sent, head, out, life)
-                    else:
-                        head = Head(status, fields, media, None)
-                        stored = await self._share_whole(flight, question, errand, sent, head, out, life)
-                finally:
-                    sent.end()
+                call = sent.call
+                status = call.status
+                fields, media = self._answering.fields(sent)
+                events = 200 <= status < 300 and is_event_stream(media)
+                if call.complete and not events and not sent.fallback:
+                    # who asks again before it is kept finds the flight
+                    flight.respond(Head(status, fields, media, call.body))
+                    later = True
+                    if not self._answered:
+                        self._turn.add(self._settle_all)
+                    self._answered.append((flight, question, status, fields, call.body, lease))
+                    if life.left:
+                        raise ClientGone
+                    life.status = status
+                    out.respond(status, fields + mine(errand.raw, sent, _MISS), call.body)
+                elif events or _outgrows(call, recall.max_entry, out):
+                    if not events:
+                        fields.append(("content-length", str(call.content_length)))
+                    head = Head(status, fields, media, None)
+                    stored = await self._share_stream(flight, question, errand, sent, head, out, life)
+                else:
+                    head = Head(status, fields, media, None)
+                    stored = await self._share_whole(flight, question, errand, sent, head, out, life)
             finally:
-                self._admission.leave(model)
+                sent.end()
         except Fault as fault:
             flight.fail(fault)
             raise
@@ -227,7 +220,8 @@ class Sharing:
         account = self._answering.account(sent.call)
         try:
             head.body = body = await self._answering.gather(sent.call, account)
-            stored = self._recall.keep(question, head.status, head.headers, body, None)
+            # what another model said is no answer to this question
+            stored = not sent.fallback and self._recall.keep(question, head.status, head.headers, body, None)
             flight.respond(head)
             if life.left:
                 raise ClientGone
@@ -250,16 +244,18 @@ class Sharing:
             await self._answering.stream(_dialect(errand, head), place, head.status, fields, out, life)
         except (Fault, ClientGone):
             if flight.leave_leader():  # its own client is gone, others want the rest
-                await self._finish(flight, question, errand, head)
+                await self._finish(flight, question, errand, sent, head)
             raise
-        return await self._finish(flight, question, errand, head)
+        return await self._finish(flight, question, errand, sent, head)
 
-    async def _finish(self, flight: Flight, question: Question, errand: Errand, head: Head) -> bool:
+    async def _finish(
+        self, flight: Flight, question: Question, errand: Errand, sent: Sent, head: Head
+    ) -> bool:
         """Wait for the stream's end, and keep it; whether it was kept."""
         if await flight.finished is not None:
             return False
         pieces, cuts = flight.pieces, errand.cuts
-        if pieces is None:
+        if pieces is None or sent.fallback:
             return False
         if not cuts:  # no chunks: cut where the reads were
             cuts = list(itertools.accumulate(map(len, pieces)))

@@ -17,12 +17,14 @@ from pathlib import Path
 import xxhash
 
 from ..cache.arena import Arena
+from ..cache.gates import Gates
 from ..cache.rows import CounterRow, Tally, TallyRow
 from ..cache.segment import Segment
 from ..cache.table import DOWN, BackendTable
 from .ack import AckMeter
 from .admission import Admission
 from .answer import Answering
+from .breakers import Breakers
 from .buffers import Buffers
 from .config import Published
 from .config.model import Backend as BackendConfig
@@ -109,7 +111,7 @@ class Worker:
         self.hold, self.release = self.buffers.hold, self.buffers.release
         self.fleet = build(published, environ, self._make_pool)
         config = published.config
-        self.admission = Admission(self._row, self._tally, loop=loop, clock=clock)
+        self.admission = Admission(self._row, self._tally, loop=loop, clock=clock, keys=segment.geometry.keys)
         self.memory = Memory(
             arena, segment, slot, generation, config.cache, environ, node=node, loop=loop, clock=clock
         )
@@ -126,17 +128,22 @@ class Worker:
             release=self.buffers.release,
         )
         sticky = Sticky(segment.sticky)
-        dispatch = Dispatch(self._row, self._tally, slot, sticky, self.metrics, loop=loop, clock=clock)
+        settings = config.breaker
+        self.breakers = Breakers(Gates(segment), time.monotonic_ns, settings.failures, settings.open_s)
+        dispatch = Dispatch(
+            *(self._row, self._tally, slot, self.admission, self.breakers, sticky, self.metrics),
+            loop=loop,
+            clock=clock,
+        )
         self._answering = Answering(self.metrics, self.buffers, config.limits.max_response, loop)
         recall = Recall(self.memory.tiers, config.cache.l1.max_entry, _now_ms)
         self._sharing = Sharing(
-            *(self.flights, recall, self.admission, dispatch, self._answering, self.metrics, self.turn),
+            *(self.flights, recall, dispatch, self._answering, self.metrics, self.turn),
             lease_s=config.cache.l2.lease_ms / 1000 if config.cache.l2 else 0.0,
             clock=clock,
         )
         self.pipeline = Pipeline(
             fleet=self.fleet,
-            admission=self.admission,
             dispatch=dispatch,
             answering=self._answering,
             recall=recall,
@@ -170,6 +177,7 @@ class Worker:
         self.sweep.tick(now, fleet.config.listen)
         self.admission.tick(now)
         self.flights.tick(now)
+        self.breakers.tick(fleet.backends)
         self.buffers.tick()
         for backend in fleet.backends:
             backend.pool.tick(now)
@@ -189,6 +197,7 @@ class Worker:
 
     def _read_health(self) -> None:
         now, health = self.clock(), self.fleet.config.health
+        changed = False
         for backend in self.fleet.backends:
             state = self._table.read(backend.index)
             if state is None or state.identity != xxhash.xxh3_64_intdigest(backend.identity.encode()):
@@ -197,7 +206,11 @@ class Worker:
             take_in(backend, state, health, now)
             if up is not backend.up:
                 backend.up = up
+                changed = True
                 log.debug("backend_%s backend=%s", "up" if up else "down", backend.name)
+        if changed:
+            for model in self.fleet.models:
+                model.count_places()
 
     def swap(self, published: Published) -> None:
         """Take a new configuration; requests in flight finish on what they began with."""
@@ -208,6 +221,9 @@ class Worker:
         self.buffers.limit_bytes = limits.max_buffered
         self._answering.max_response = self.flights.gather_bytes = limits.max_response
         self.memory.swap(cache)
+        self.breakers.forget()
+        self.breakers.limit = published.config.breaker.failures
+        self.breakers.open_ns = int(published.config.breaker.open_s * 1e9)
         self._read_health()
         kept = {backend.pool for backend in self.fleet.backends}
         for backend in old.backends:

@@ -13,13 +13,13 @@ from msgspec.structs import replace
 
 from ..cache.outcome import NoCache
 from ..gateway.caching import Directives, directives, veto
+from ..gateway.caller import ANYONE
 from ..gateway.config import Config, Model
 from ..gateway.endpoints import ENDPOINTS, Endpoint
 from ..gateway.errors import Fault
 from ..gateway.fingerprint import DENIED, KEY_SCHEMA, canonical, fingerprint
 from ..gateway.fleet import Route, build
 from ..gateway.parse import Parser, Request
-from ..gateway.pipeline import TENANT
 from ..gateway.raw import RawRequest
 from . import store
 from .table import table
@@ -64,7 +64,7 @@ def explain(file: Path, config: Config | None, target: str, tenant: str | None) 
             config = Config(models={request.model: Model(backends=())})
         route = _route(config, request.model)
         wanted = directives(raw, request.fields)
-        return _said(endpoint, request, route, wanted, query, TENANT if tenant is None else tenant)
+        return _said(endpoint, request, route, wanted, query, ANYONE.tenant if tenant is None else tenant)
     except Fault as fault:
         raise CannotExplain(f"{file}: the gateway would answer {fault.status}: {fault}") from None
 

@@ -9,12 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from .fault import BodyTooLarge, UpstreamFault
-
-if TYPE_CHECKING:
-    from .connection import Connection
 
 #: A call without a sink stops reading once it holds more than this. One read may bring 250 KiB (uvloop's
 #: buffer), so what is held stays below 256 KiB.
@@ -50,6 +47,16 @@ class Sink(Protocol):
     def on_fault(self, fault: UpstreamFault) -> None: ...
 
 
+class Carrier(Protocol):
+    """What brings a call its body: a connection of HTTP/1.1, or one stream of an HTTP/2 connection."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def drop(self) -> None: ...
+
+
 class Call:
     """A response whose head is here.
 
@@ -77,7 +84,7 @@ class Call:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Carrier,
         waiter: asyncio.Future[None],
         reused: bool,
         between_chunks_s: float,
@@ -89,12 +96,22 @@ class Call:
         self.waiter: asyncio.Future[None] | None = waiter
         self.between_chunks_s = between_chunks_s
         self.total_deadline = total_deadline
-        self.connection: Connection | None = connection
+        self.connection: Carrier | None = connection
 
     @property
     def paused(self) -> bool:
         """Whether the caller has paused this call."""
         return self._paused
+
+    @property
+    def ended(self) -> bool:
+        """Whether the whole body has come."""
+        return self._ended or self.complete
+
+    @property
+    def fault(self) -> UpstreamFault | None:
+        """How the answer broke off after it had begun."""
+        return self._fault
 
     def attach(self, sink: Sink) -> None:
         """Give the body to ``sink``: first, within this call, what has arrived, then each read as it comes.

@@ -43,9 +43,10 @@ class DataPlane:
         start = process_start(os.getpid())
         assert start is not None
         self.port = free_port()
-        # a test that says nothing of the cache wants its requests to reach a backend
+        # a test that says nothing of the cache or of breakers wants its requests to reach a backend
         whole = {
             "cache": {"mode": "off"},
+            "breaker": {"failures": 1000},
             **config,
             "listen": {"host": "127.0.0.1", **config.get("listen", {}), "port": self.port},
         }

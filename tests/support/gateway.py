@@ -104,6 +104,8 @@ def _complete(config: dict[str, Any], base: dict[str, Any] | None = None) -> dic
     workers.setdefault("count", 1)
     # a test that says nothing of the cache wants its requests to reach a backend; L1 not a quarter of the machine
     full.setdefault("cache", {"mode": "off"}).setdefault("l1", {}).setdefault("size", "32MiB")
+    # nor of breakers: its backends may fail as often as it likes
+    full.setdefault("breaker", {"failures": 1000})
     workers.setdefault("drain_delay_s", 0)  # nobody looks at /ready here before the listener closes
     return full
 
