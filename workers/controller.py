@@ -119,7 +119,13 @@ class Controller:
         with contextlib.suppress(BrokenPipeError):  # the supervisor has died: SIGTERM is on its way
             os.write(self._mine.ready_fd, READY)
         log.info("controller_ready generation=%d", self._published.generation)
-        work = [self._sweeping, self._prober.run, self._reloading, self._invalidation.run]
+        work = [
+            self._sweeping,
+            self._prober.run,
+            self._reloading,
+            self._discovery.run,
+            self._invalidation.run,
+        ]
         if self._keys is not None:
             work.append(self._keys.run)
         tasks = [loop.create_task(one()) for one in work]
