@@ -222,7 +222,7 @@ class Dispatch:
                         if status == 429:
                             backend.shunned_until = self._clock() + SHUN_S
                         if errand.endpoint is RESPONSES:
-                            self._remember(call, backend)
+                            self._remember(call, backend, errand.caller.tenant)
                         return Sent(self, errand, model, backend, lease, token, call, attempt)
                     self.breakers.failed(backend, token)
                     others = pinned is None and self._left(model, tried, backend)
@@ -286,9 +286,9 @@ class Dispatch:
             return only if only.up and not only.shut else None
         return self._choice.pick(model, tried, self._clock(), errand)
 
-    def _remember(self, call: Call, backend: Backend) -> None:
-        """Which backend holds a response that it may have stored."""
+    def _remember(self, call: Call, backend: Backend, tenant: str) -> None:
+        """Which backend holds a response that it may have stored, and whose it is."""
         if call.status == 200:
             match = _RESPONSE_ID.search(call.body, 0, 4096)
             if match is not None:
-                self._sticky.put(match[1].decode("ascii"), backend.index)
+                self._sticky.put(match[1].decode("ascii"), backend.index, tenant)

@@ -8,7 +8,7 @@ what it took: the place in the queue, the lease at the backend, the connection.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 
 from ..cache.l2 import Lease
 from ..cache.outcome import NoCache, Outcome
@@ -26,7 +26,7 @@ from .parse import Parser, Request
 from .raw import Out, RawRequest
 from .recall import Kept, Question, Recall
 from .sharing import Sharing
-from .sticky import Sticky
+from .sticky import Foreign, Sticky
 
 _BYPASSED = Outcome.BYPASS.value
 _NO_LEASE = Lease.NONE  # looked up once: an enum's members are slow in Python 3.11
@@ -129,12 +129,15 @@ class Pipeline:
         """Answer a call about one stored response: by the backend that holds it, else by asking each in turn.
 
         A backend that fails does not end the search; when no other has it, its failure is the answer: it might have it.
+        What is another tenant's, or at a model that is not for this caller, is not there.
         """
-        backend = self._sticky.find(stored.id, self.fleet.backends)
-        candidates = [backend] if backend is not None else [b for b in self.fleet.backends if b.up]
-        if not candidates:
+        allowed = {route.model for _, route in self.fleet.routes_of(caller)}
+        by_backend = {b.index: model for model in allowed for b in model.backends}
+        within = [b for b in self.fleet.backends if b.index in by_backend]
+        backend = self._holder(stored.id, within, caller)
+        candidates = [backend] if backend is not None else [b for b in within if b.up]
+        if within and not candidates:
             raise Fault(Kind.NO_BACKEND, "no backend is healthy", retry_after_s=2.0)
-        by_backend = {b.index: model for model in self.fleet.models for b in model.backends}
         target = f"{stored.target}?{raw.query}" if raw.query else stored.target
         failed: Fault | None = None
         for candidate in candidates:
@@ -156,7 +159,7 @@ class Pipeline:
                 return
             finally:
                 sent.end()
-        raise failed or Fault(Kind.NOT_FOUND, f"no backend has a response with the id '{stored.id}'")
+        raise failed or _no_response(stored.id)
 
     # ---- past the cache
 
@@ -177,9 +180,20 @@ class Pipeline:
     ) -> Errand:
         body = body_for(request, route)
         target = f"{endpoint.path}?{raw.query}" if raw.query else endpoint.path
-        pinned = self._pinned(request, route.model) if endpoint is RESPONSES else None
+        pinned = self._pinned(request, route.model, caller) if endpoint is RESPONSES else None
         return Errand(endpoint, route.model, "POST", target, raw, body, caller, request, pinned)
 
-    def _pinned(self, request: Request, model: Model) -> Backend | None:
+    def _pinned(self, request: Request, model: Model, caller: Caller) -> Backend | None:
         previous = request.fields.get("previous_response_id") if request.fields is not None else None
-        return self._sticky.find(previous, model.backends) if isinstance(previous, str) else None
+        return self._holder(previous, model.backends, caller) if isinstance(previous, str) else None
+
+    def _holder(self, id: str, backends: Sequence[Backend], caller: Caller) -> Backend | None:
+        """Who has a stored response, as far as is known; raises :class:`Fault` 404 for another tenant's."""
+        try:
+            return self._sticky.find(id, backends, caller.tenant)
+        except Foreign:
+            raise _no_response(id) from None
+
+
+def _no_response(id: str) -> Fault:
+    return Fault(Kind.NOT_FOUND, f"no backend has a response with the id '{id[:128]}'")

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.gateway.sticky import WAYS, Sticky
+from penstock.gateway.sticky import WAYS, Foreign, Sticky
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,13 @@ def test_an_entry_is_found_right_or_not_at_all(entries: dict[str, int], other: s
         assert table.find(name, BACKENDS) in (None, Backend(backend))
     if other not in entries:
         assert table.find(other, BACKENDS) is None
+
+
+def test_what_is_another_tenants_is_refused_and_never_found() -> None:
+    table = Sticky(cells())
+    table.put("resp_a", 1, "acme")
+    assert table.find("resp_a", BACKENDS, "acme") == Backend(1)
+    for other in ("umbrella", "", "Acme"):
+        with pytest.raises(Foreign):
+            table.find("resp_a", BACKENDS, other)
+    assert table.find("resp_b", BACKENDS, "umbrella") is None, "of what nobody put nothing is known"
