@@ -133,6 +133,7 @@ class Tally:
         "_queued",
         "_running",
         "_wishes",
+        "inflight_columns",
         "slots",
     )
 
@@ -148,6 +149,8 @@ class Tally:
             return tuple(segment.cells[i:end:stride] for i in range(at, at + count))
 
         self._inflight = columns(0, g.backends)
+        #: of each backend what `inflight` sums, for who cannot spare a call for each
+        self.inflight_columns = self._inflight
         self._running = columns(g.backends, g.models)
         self._queued = columns(g.backends + g.models, g.models)
         self._held_total = columns(g.backends + 3 * g.models, 1)[0]
