@@ -45,7 +45,7 @@ def beginning(body: bytes) -> dict[str, Any]:
         for name in _Begin.__struct_fields__:
             raw = getattr(begin, name)
             if raw is not UNSET:
-                long = name in ("messages", "input") and bytes(raw[:1]) == b"["
+                long = name in ("messages", "input") and bytes(memoryview(raw)[:1]) == b"["
                 found[name] = _first_turn(raw) if long else _decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
