@@ -26,6 +26,7 @@ Every cell is an 8-byte unsigned integer in native byte order on an 8-byte bound
         models cells: requests running    models cells: requests queued    models cells: bytes held
         1 cell: the sum of the bytes held
         models cells: how much the neediest that waits here needs a place (format: `penstock.gateway.fairness`)
+        models cells: the share that it belongs to
         keys cells, five times: of each API key the requests in flight, the tokens reserved; of each share (a hash of
         model and tenant) the requests running, the requests queued, its tag (format: `penstock.gateway.fairness`)
     counters   (slots + 1) rows of counter_bytes; the last is the controller's
@@ -156,7 +157,9 @@ class Layout:
         g = geometry
         slots_at = HEADER_BYTES
         tally_at = _up(slots_at + (g.slots + 1) * SLOT_ROW_CELLS * CELL_BYTES, ROW_ALIGN_BYTES)
-        tally_stride = _up((g.backends + 4 * g.models + 1 + KEY_COLUMNS * g.keys) * CELL_BYTES, ROW_ALIGN_BYTES)
+        tally_stride = _up(
+            (g.backends + 5 * g.models + 1 + KEY_COLUMNS * g.keys) * CELL_BYTES, ROW_ALIGN_BYTES
+        )
         if tally_stride % PAGE_BYTES == 0:
             # A column of page-strided cells would fall into one set of the L1 cache and evict itself.
             tally_stride += ROW_ALIGN_BYTES

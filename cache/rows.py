@@ -30,7 +30,16 @@ _OVERFLOW = 2
 class TallyRow:
     """One worker's own tally, the only writer of it. Indices past the geometry raise IndexError."""
 
-    __slots__ = ("_held", "_held_total", "_inflight", "_keys", "_queued", "_running", "_wishes")
+    __slots__ = (
+        "_held",
+        "_held_total",
+        "_inflight",
+        "_keys",
+        "_queued",
+        "_running",
+        "_wish_shares",
+        "_wishes",
+    )
 
     def __init__(self, segment: Segment, slot: int) -> None:
         g, layout = segment.geometry, segment.layout
@@ -49,6 +58,8 @@ class TallyRow:
         self._held_total = segment.cells[at : at + 1]
         at += 1
         self._wishes = segment.cells[at : at + g.models]
+        at += g.models
+        self._wish_shares = segment.cells[at : at + g.models]
         at += g.models
         self._keys = tuple(segment.cells[at + i * g.keys : at + (i + 1) * g.keys] for i in range(KEY_COLUMNS))
 
@@ -82,8 +93,11 @@ class TallyRow:
         after += total[0] - before
         total[0] = after if after > 0 else 0
 
-    def wish(self, model: int, need: int) -> None:
-        """Say how much the neediest request that waits here for a place at a model needs it; 0: none waits."""
+    def wish(self, model: int, need: int, share: int) -> None:
+        """Say how much the neediest request that waits here for a place at a model needs it, and whose it is; 0: none
+        waits.
+        """
+        self._wish_shares[model] = share
         self._wishes[model] = need
 
     def add_key(self, what: int, at: int, n: int) -> None:
@@ -132,6 +146,7 @@ class Tally:
         "_keys_at",
         "_queued",
         "_running",
+        "_wish_shares",
         "_wishes",
         "inflight_columns",
         "slots",
@@ -155,9 +170,10 @@ class Tally:
         self._queued = columns(g.backends + g.models, g.models)
         self._held_total = columns(g.backends + 3 * g.models, 1)[0]
         self._wishes = columns(g.backends + 3 * g.models + 1, g.models)
+        self._wish_shares = columns(g.backends + 4 * g.models + 1, g.models)
         # thousands, of which few are looked at: cut when they are
         self._key_cells = segment.cells[layout.tally_at : end]
-        self._keys_at = (g.backends + 4 * g.models + 1, g.keys, stride)
+        self._keys_at = (g.backends + 5 * g.models + 1, g.keys, stride)
         self._columns: dict[tuple[int, int], memoryview] = {}
 
     def inflight(self, backend: int) -> int:
@@ -180,6 +196,10 @@ class Tally:
     def wishes(self, model: int) -> list[int]:
         """How much each slot's neediest waiting request needs a place at a model; 0 where none waits."""
         return self._wishes[model].tolist()
+
+    def wish_shares(self, model: int) -> list[int]:
+        """Whose each slot's neediest waiting request is."""
+        return self._wish_shares[model].tolist()
 
     def of_key(self, what: int, at: int) -> int:
         """One of the counts of keys and shares (:meth:`TallyRow.add_key`), all workers together."""

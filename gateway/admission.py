@@ -1,175 +1,355 @@
 """Who may go upstream now, who waits, who is refused: per model, over all workers of the node.
 
 Reserve first: a worker counts itself in, then sums; over the limit it takes that back and queues. With W workers
-that admits at most W-1 over the limit and never refuses below the limit minus W. Each worker queues its own
-arrivals in order; a place freed here is handed on at once, a place freed by another worker is found by the tick.
+that admits at most W-1 over the limit and never refuses below the limit minus W.
+
+Each worker queues its own arrivals and says in shared memory how much its neediest needs a place (:mod:`.fairness`). A
+free place goes to the neediest of all: a worker that is not it leaves the place alone for :data:`POLL_S`, in which time
+every worker where somebody waits looks for it, and takes it when it is still free then. Whoever comes to a last free
+place does not overtake those that wait elsewhere.
+
+What can no longer be served in time is refused first: at the door when the wait would be too long, out of a full queue
+when it will be. A full queue then makes room for a tenant that has less of it for its weight than another: the newest
+of the longest lane goes, of the worst priority first. Where the longest lanes are another worker's, the newcomer is
+let in and the other worker makes the room when it looks next; :data:`_SPARE` bounds by how many the queue may be too
+long meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
 from time import perf_counter_ns
-from typing import Protocol
 
+import xxhash
+
+from ..cache.rows import SHARE_QUEUED, SHARE_RUNNING
+from .bounds import Bounds, OwnRow, Queued, Sums
+from .caller import ANYONE, Caller
 from .errors import Fault, Kind
+from .fairness import Lane, Line, Waiter, needier, urgency, urgency_of
 
 log = logging.getLogger(__name__)
 
-
-class OwnRow(Protocol):
-    """The cells of this worker (:class:`penstock.cache.rows.TallyRow`)."""
-
-    def add_running(self, model: int, n: int) -> None: ...
-
-    def add_queued(self, model: int, n: int) -> None: ...
+#: How often a worker looks for a place, and at what others wait for, while somebody waits in it.
+POLL_S = 0.002
+_DOOMED_EVERY_S = 0.02
+_SPARE = 64
+_MOST_SHARES = 1 << 16
 
 
-class Sums(Protocol):
-    """Sums over all workers (:class:`penstock.cache.rows.Tally`)."""
+class _Door:
+    """One model's queue in this worker. ``spared_at``: since when a free place is left to another worker, or None."""
 
-    def running(self, model: int) -> int: ...
+    __slots__ = ("doomed_at", "line", "model", "spared_at", "wished", "wished_share")
 
-    def queued(self, model: int) -> int: ...
-
-
-class Bounds(Protocol):
-    """What admission needs to know of a model."""
-
-    @property
-    def index(self) -> int: ...
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def max_concurrent(self) -> int: ...
-
-    @property
-    def max_queue(self) -> int: ...
-
-    @property
-    def queue_timeout_s(self) -> float: ...
-
-
-class Queued(Protocol):
-    """Who waits, and for how long."""
-
-    queued_ns: int
-
-
-class _Waiter:
-    __slots__ = ("deadline", "future", "model")
-
-    def __init__(self, future: asyncio.Future[None], deadline: float, model: Bounds) -> None:
-        self.future = future
-        self.deadline = deadline
+    def __init__(self, model: Bounds, line: Line) -> None:
         self.model = model
+        self.line = line
+        self.wished = 0
+        self.wished_share = 0
+        self.spared_at: float | None = None
+        self.doomed_at = 0.0
 
 
 class Admission:
-    """One worker's door: ``try_enter`` for the fast path, ``wait`` for the queue, ``leave`` on every way out."""
+    """One worker's doors: ``try_enter`` for the fast path, ``queue`` for the others, ``leave`` on every way out.
 
-    __slots__ = ("_clock", "_loop", "_queues", "_row", "_sums")
+    ``keys``: how many shares there are cells for; 0 where there is one tenant only.
+    """
+
+    __slots__ = ("_clock", "_doors", "_keys", "_loop", "_row", "_shares", "_sums", "_timer", "_waited_for")
 
     def __init__(
-        self, row: OwnRow, sums: Sums, *, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]
+        self,
+        row: OwnRow,
+        sums: Sums,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        keys: int = 0,
     ) -> None:
         self._row = row
         self._sums = sums
         self._loop = loop
         self._clock = clock
-        self._queues: dict[int, deque[_Waiter]] = {}
+        self._keys = keys
+        self._doors: dict[int, _Door] = {}
+        #: the doors where somebody waits
+        self._waited_for: dict[int, _Door] = {}
+        self._shares: dict[tuple[object, ...], int] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
-    def try_enter(self, model: Bounds) -> bool:
-        """Take a place if one is free and nobody of this worker waits before."""
-        if self._queues and self._queues.get(model.index):
-            return False
-        return self._reserve(model)
+    # ---- for requests
 
-    def _reserve(self, model: Bounds) -> bool:
-        self._row.add_running(model.index, 1)
-        if self._sums.running(model.index) > model.max_concurrent:
-            self._row.add_running(model.index, -1)
+    def try_enter(self, model: Bounds, caller: Caller = ANYONE) -> bool:
+        """Take a place if one is free and nobody that needs it more waits for it."""
+        index = model.index
+        if self._waited_for and index in self._waited_for:
             return False
+        self._row.add_running(index, 1)
+        running = self._sums.running(index)
+        # a wish is seen only by who takes the last place: before that there is one for both
+        if running >= model.places and (running > model.places or any(self._sums.wishes(index))):
+            self._row.add_running(index, -1)
+            return False
+        if self._keys:
+            self._row.add_key(SHARE_RUNNING, self._share(index, caller.tenant), 1)
         return True
 
-    async def queue(self, model: Bounds, life: Queued) -> None:
+    async def queue(self, model: Bounds, life: Queued, caller: Caller = ANYONE) -> None:
         """As :meth:`wait`; says so in the log when it was in vain, and to ``life`` how long it took."""
         started = perf_counter_ns()
         try:
-            await self.wait(model)
+            await self.wait(model, caller)
         except Fault as fault:
             log.info("%s model=%s", fault.kind.value, model.name)
             raise
         finally:
             life.queued_ns += perf_counter_ns() - started
 
-    async def wait(self, model: Bounds) -> None:
-        """Queue until a place is taken; raises :class:`Fault` 429 when the queue is full, 504 after the timeout."""
-        self._row.add_queued(model.index, 1)
-        depth = self._sums.queued(model.index)
-        if depth > model.max_queue:
-            self._row.add_queued(model.index, -1)
-            raise Fault(
-                Kind.QUEUE_FULL,
-                f"the queue of '{model.name}' is full ({depth - 1} waiting)",
-                retry_after_s=1.0,
-                headers=(("x-queue-depth", str(depth - 1)),),
-            )
-        waiter = _Waiter(self._loop.create_future(), self._clock() + model.queue_timeout_s, model)
-        queue = self._queues.setdefault(model.index, deque())
-        queue.append(waiter)
+    async def wait(self, model: Bounds, caller: Caller = ANYONE) -> None:
+        """Queue until a place is taken; raises :class:`Fault` 429 when there is no room or no time, 504 when time ran
+        out.
+        """
+        waiter = self._join(model, caller)
         try:
             await waiter.future
         except BaseException:
-            if waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
-                self.leave(model)  # the place was handed over in the very tick that cancelled the wait
-            elif waiter in queue:
-                queue.remove(waiter)
+            if waiter.lane is not None:
+                self._remove(self._doors[model.index], waiter)
+            elif waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
+                # the place was handed over in the very turn that cancelled the wait
+                self.leave(model, caller)
             raise
-        finally:
-            self._row.add_queued(model.index, -1)
-            if not queue and self._queues.get(model.index) is queue:
-                del self._queues[model.index]
 
-    def leave(self, model: Bounds) -> None:
+    def leave(self, model: Bounds, caller: Caller = ANYONE) -> None:
         """Give a place back and hand it to the next waiter."""
-        self._row.add_running(model.index, -1)
-        if self._queues:
-            self._advance(model.index)
-
-    def _advance(self, index: int) -> None:
-        queue = self._queues.get(index)
-        while queue:
-            waiter = queue[0]
-            if waiter.future.done():
-                queue.popleft()
-            elif self._reserve(waiter.model):
-                queue.popleft()
-                waiter.future.set_result(None)
-            else:
-                return
-
-    def tick(self, now: float) -> None:
-        """Find places that other workers freed, and end the waits that took too long."""
-        for index, queue in list(self._queues.items()):
-            self._advance(index)
-            while queue and (queue[0].future.done() or queue[0].deadline <= now):
-                waiter = queue.popleft()
-                if not waiter.future.done():
-                    seconds = waiter.model.queue_timeout_s
-                    waiter.future.set_exception(
-                        Fault(
-                            Kind.QUEUE_TIMEOUT,
-                            f"no place at '{waiter.model.name}' within queue_timeout_s ({seconds:g} s)",
-                            retry_after_s=1.0,
-                        )
-                    )
+        index = model.index
+        self._row.add_running(index, -1)
+        if self._keys:
+            self._row.add_key(SHARE_RUNNING, self._share(index, caller.tenant), -1)
+        if self._waited_for and index in self._waited_for:
+            self._advance(self._waited_for[index])
 
     @property
     def waiting(self) -> int:
         """Requests of this worker that wait now."""
-        return sum(len(queue) for queue in self._queues.values())
+        return sum(door.line.waiting for door in self._waited_for.values())
+
+    # ---- the queue
+
+    def _join(self, model: Bounds, caller: Caller) -> Waiter:
+        index = model.index
+        door = self._doors.get(index)
+        if door is None:
+            door = self._doors[index] = _Door(model, Line(self._running_of, self._tag_of))
+        door.model = model
+        now = self._clock()
+        lane = self._lane(index, caller)
+        within_s = model.queue_timeout_s
+        expected_s = door.line.expected_s(lane, now, within_s)
+        full = self._sums.queued(index) >= model.max_queue
+        if (full or expected_s > within_s) and self._drop_doomed(door, now):
+            expected_s = door.line.expected_s(lane, now, within_s)
+            full = self._sums.queued(index) >= model.max_queue
+        if expected_s > within_s:
+            message = f"the wait at '{model.name}' would be longer than queue_timeout_s ({within_s:g} s)"
+            raise self._refusal(door, message, expected_s - within_s)
+        if full and not self._make_room(door, lane):
+            raise self._full(door, expected_s)
+        self._count_queued(index, lane.share, 1)
+        if not full and self._sums.queued(index) > model.max_queue:
+            self._count_queued(index, lane.share, -1)
+            raise self._full(door, expected_s)
+        waiter = Waiter(self._loop.create_future(), now, now + within_s)
+        door.line.join(waiter, lane, self._sums.wishes(index) if self._keys else ())
+        self._waited_for[index] = door
+        if self._timer is None:
+            self._timer = self._loop.call_later(POLL_S, self._poll)
+        self._advance(door)
+        return waiter
+
+    def _lane(self, index: int, caller: Caller) -> Lane:
+        if not self._keys:
+            return Lane("", caller.priority, 1.0, 0, 0)
+        share = self._share(index, caller.tenant)
+        account = self._share(index, caller.tenant, caller.priority)
+        return Lane(caller.tenant, caller.priority, caller.weight, share, account)
+
+    def _advance(self, door: _Door) -> None:
+        """Hand on what places are free; leave them to who needs them more, but not for ever."""
+        index, line, sums = door.model.index, door.line, self._sums
+        now = self._clock()
+        unwanted = door.spared_at is not None and now - door.spared_at >= POLL_S
+        while line.waiting:
+            lane, need = line.neediest(now)
+            first = next(iter(lane.waiters))
+            if first.future.done():  # cancelled, and its task has not run yet
+                self._remove(door, first)
+                continue
+            self._wish(door, need, lane.share)
+            if sums.running(index) >= door.model.places:
+                door.spared_at = None
+                return
+            if not unwanted and needier(need, lane.share, sums.wishes(index), sums.wish_shares(index)):
+                if door.spared_at is None:
+                    door.spared_at = now
+                return
+            self._row.add_running(index, 1)
+            if sums.running(index) > door.model.places:
+                self._row.add_running(index, -1)
+                return
+            waiter, tag = line.admit(lane, now)
+            self._count_queued(index, lane.share, -1)
+            if self._keys:
+                self._row.add_key(SHARE_RUNNING, lane.share, 1)
+                self._row.tag(lane.account, tag)
+            waiter.future.set_result(None)
+        self._empty(door)
+
+    def _remove(self, door: _Door, waiter: Waiter) -> Lane:
+        """It waits no more, and has no place."""
+        lane = door.line.remove(waiter)
+        self._count_queued(door.model.index, lane.share, -1)
+        if not door.line.waiting:
+            self._empty(door)
+        return lane
+
+    def _empty(self, door: _Door) -> None:
+        self._wish(door, 0, 0)
+        door.spared_at = None
+        self._waited_for.pop(door.model.index, None)
+
+    def _wish(self, door: _Door, need: int, share: int) -> None:
+        if need != door.wished or share != door.wished_share:
+            door.wished, door.wished_share = need, share
+            self._row.wish(door.model.index, need, share)
+
+    def _poll(self) -> None:
+        """Find places that other workers freed, and make the room that other workers let somebody in for."""
+        self._timer = None
+        for door in list(self._waited_for.values()):
+            self._advance(door)
+            if self._keys:
+                while self._sums.queued(door.model.index) > door.model.max_queue and self._crowded(door):
+                    pass
+        if self._waited_for:
+            self._timer = self._loop.call_later(POLL_S, self._poll)
+
+    def tick(self, now: float) -> None:
+        """End the waits that took too long."""
+        for door in list(self._waited_for.values()):
+            for waiter in door.line.late(now):
+                self._time_out(door, waiter, "no place at '%s' within queue_timeout_s (%g s)")
+
+    # ---- a full queue
+
+    def _drop_doomed(self, door: _Door, now: float) -> bool:
+        """End the waits that will be in vain; whether there were any."""
+        if now - door.doomed_at < _DOOMED_EVERY_S:
+            return False
+        door.doomed_at = now
+        doomed = door.line.doomed(now, door.model.queue_timeout_s)
+        for waiter in doomed:
+            self._time_out(door, waiter, "no place at '%s' can be had within queue_timeout_s (%g s) any more")
+        return bool(doomed)
+
+    def _make_room(self, door: _Door, newcomer: Lane) -> bool:
+        """Whether one more may wait in a queue that is full."""
+        own = self._length(door, newcomer, 1)
+        victim = door.line.longest()
+        if victim is not None and (
+            victim.priority > newcomer.priority
+            or (victim.priority == newcomer.priority and self._length(door, victim) > own)
+        ):
+            self._push_out(door, victim)
+            return True
+        index = door.model.index
+        if not self._keys or self._sums.queued(index) >= door.model.max_queue + _SPARE:
+            return False
+        wishes = self._sums.wishes(index)
+        if door.wished:
+            wishes.remove(door.wished)
+        return (
+            any(wishes)
+            and urgency_of(newcomer.priority) >= urgency(max(wishes))
+            and self._elsewhere(door, newcomer) > own
+        )
+
+    def _crowded(self, door: _Door) -> bool:
+        """Push out one that is too many, if it is here that most are too many."""
+        victim = door.line.longest()
+        if victim is None or self._length(door, victim) < self._elsewhere(door, victim):
+            return False
+        self._push_out(door, victim)
+        return True
+
+    def _length(self, door: _Door, lane: Lane, more: int = 0) -> float:
+        """How many wait of the lane's tenant, all workers together, for its weight."""
+        count = self._sums.of_key(SHARE_QUEUED, lane.share) if self._keys else door.line.waiting
+        return (count + more) / lane.weight
+
+    def _elsewhere(self, door: _Door, lane: Lane) -> int:
+        """How many of other tenants wait in other workers."""
+        own = self._sums.of_key(SHARE_QUEUED, lane.share) - door.line.of_tenant(lane.tenant)
+        return self._sums.queued(door.model.index) - door.line.waiting - own
+
+    # ---- refusals
+
+    def _push_out(self, door: _Door, victim: Lane) -> None:
+        waiter = next(reversed(victim.waiters))
+        expected_s = door.line.expected_s(victim, self._clock(), door.model.queue_timeout_s)
+        fault = self._full(door, expected_s)
+        self._remove(door, waiter)
+        if not waiter.future.done():
+            waiter.future.set_exception(fault)
+
+    def _time_out(self, door: _Door, waiter: Waiter, message: str) -> None:
+        lane = self._remove(door, waiter)
+        if not waiter.future.done():
+            model = door.model
+            expected_s = door.line.expected_s(lane, self._clock(), model.queue_timeout_s)
+            waiter.future.set_exception(
+                Fault(
+                    Kind.QUEUE_TIMEOUT,
+                    message % (model.name, model.queue_timeout_s),
+                    retry_after_s=max(1.0, expected_s),
+                )
+            )
+
+    def _full(self, door: _Door, expected_s: float) -> Fault:
+        depth = self._sums.queued(door.model.index)
+        return self._refusal(door, f"the queue of '{door.model.name}' is full ({depth} waiting)", expected_s)
+
+    def _refusal(self, door: _Door, message: str, again_s: float) -> Fault:
+        """429; ``again_s`` is when it may go better, as far as that is known."""
+        return Fault(
+            Kind.QUEUE_FULL,
+            message,
+            retry_after_s=max(1.0, again_s),
+            headers=(("x-queue-depth", str(self._sums.queued(door.model.index))),),
+        )
+
+    # ---- shares
+
+    def _count_queued(self, index: int, share: int, n: int) -> None:
+        self._row.add_queued(index, n)
+        if self._keys:
+            self._row.add_key(SHARE_QUEUED, share, n)
+
+    def _share(self, *of: object) -> int:
+        share = self._shares.get(of)
+        if share is None:
+            share = xxhash.xxh3_64_intdigest("\n".join(map(str, of)).encode()) % self._keys
+            if len(self._shares) >= _MOST_SHARES:
+                self._shares.clear()
+            self._shares[of] = share
+        return share
+
+    def _running_of(self, share: int) -> int:
+        return self._sums.of_key(SHARE_RUNNING, share) if self._keys else 0
+
+    def _tag_of(self, account: int) -> int:
+        return self._sums.tag(account) if self._keys else 0
