@@ -2,6 +2,7 @@
 
 GET /sim/stats · GET, POST, DELETE /sim/faults · POST /sim/reset. POST /sim/faults takes one fault, a list, or
 {"faults": […]}, which replace those switched on before; nothing in it, or {"kind": "none"}, switches all off.
+In the stats `engine.prefix_queries` and `prefix_hits` are prompt tokens looked for and found in the prefix cache.
 """
 
 from __future__ import annotations
@@ -62,6 +63,9 @@ class Control:
                 "prompt_tokens": engine.totals.prompt_tokens,
                 "generation_tokens": engine.totals.generation_tokens,
                 "preemptions": engine.totals.preemptions,
+                "prefix_queries": engine.totals.prefix_queries,
+                "prefix_hits": engine.totals.prefix_hits,
+                "prefix_hit_rate": engine.totals.prefix_hits / max(1, engine.totals.prefix_queries),
                 "asleep": self._context.asleep,
             },
             "faults": self._faults.describe(),

@@ -121,19 +121,21 @@ def gateway(
     *,
     env: Mapping[str, str] | None = None,
     args: Sequence[str] = (),
+    command: Sequence[str] = (),
     ready: str | None = "/health",
     grace_s: float = 40.0,
 ) -> Iterator[Gateway]:
     """`penstock serve` with `config` (a dict or YAML text; ports, loopback and one worker are filled in).
 
     Yields when GET `ready` on the API port answers 2xx and the admin port does too; `ready=None` yields at once.
+    `command`: what is run in the place of `penstock`.
     """
     plain = yaml.safe_load(config) if isinstance(config, str) else dict(config)
     full = _complete(plain)
     folder = Path(tempfile.mkdtemp(prefix="penstock-test-config-"))
     file = folder / "penstock.yaml"
     file.write_text(yaml.safe_dump(full, sort_keys=False))
-    argv = [console_script(), "serve", "-c", str(file), *args]
+    argv = [*(command or [console_script()]), "serve", "-c", str(file), *args]
 
     def up() -> bool:
         return handle.is_up(ready or "/health") and _answers(f"{handle.admin_url}/metrics")
