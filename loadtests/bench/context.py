@@ -132,6 +132,7 @@ class Rig:
         model: str,
         connections: int = 64,
         keys: int | None = None,
+        bearer: str = "",
     ) -> Load:
         """Load one subject for one round and enter the sample; for a gateway its own count must agree.
 
@@ -145,7 +146,9 @@ class Rig:
             load = self.wrk.run(url, body, connections=connections, seconds=self.seconds)
         else:
             self.seed += 1
-            load = self.wrk.of_keys(url, body, keys, self.seed, connections=connections, seconds=self.seconds)
+            load = self.wrk.of_keys(
+                url, body, keys, self.seed, connections=connections, seconds=self.seconds, bearer=bearer
+            )
         used = subject.cpu_s() - cpu
         figures = {**load.as_dict(), "rss_kib": subject.rss_kib()}
         figures["cpu_us"] = round(used * 1e6 / max(1, load.requests), 2)
@@ -174,6 +177,7 @@ class Rig:
         model: str,
         connections: int = 64,
         keys: int | None = None,
+        bearer: str = "",
     ) -> None:
         """Measure all subjects in every round, forwards and backwards by turns, after a short warm-up of each."""
         for subject in subjects:
@@ -182,11 +186,14 @@ class Rig:
             else:
                 self.seed += 1
                 self.wrk.of_keys(
-                    subject.url(model), body, keys, self.seed, connections=connections, seconds=1
+                    *(subject.url(model), body, keys, self.seed),
+                    connections=connections,
+                    seconds=1,
+                    bearer=bearer,
                 )
         for number in range(self.rounds):
             for subject in subjects if number % 2 == 0 else list(reversed(subjects)):
-                self.measure(scenario, subject, number, body, model, connections, keys)
+                self.measure(scenario, subject, number, body, model, connections, keys, bearer)
 
     def check_replies(self, scenario: str, gateway: Gateway, body: bytes, model: str) -> None:
         """Look at the replies themselves, apart from any timing: x-request-id on each, and an exact count."""

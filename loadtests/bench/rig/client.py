@@ -109,10 +109,12 @@ def address(url: str) -> tuple[str, int]:
     return parts.hostname or "127.0.0.1", parts.port or 80
 
 
-def request(url: str, body: bytes) -> bytes:
-    """Return a POST of JSON as bytes."""
+def request(url: str, body: bytes, bearer: str = "") -> bytes:
+    """Return a POST of JSON as bytes, with an API key where there is one."""
     parts = urlsplit(url)
     head = f"POST {parts.path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
+    if bearer:
+        head += f"authorization: Bearer {bearer}\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 

@@ -128,15 +128,25 @@ class Wrk:
         return Load(**found)
 
     def of_keys(
-        self, url: str, body: bytes, keys: int, seed: int, *, connections: int = 64, seconds: float = 2.0
+        self,
+        url: str,
+        body: bytes,
+        keys: int,
+        seed: int,
+        *,
+        connections: int = 64,
+        seconds: float = 2.0,
+        bearer: str = "",
     ) -> Load:
         """Load ``url`` with bodies in which :data:`KEY` is one of ``keys`` numbers, drawn at random; 0: a new one
-        each time.
+        each time. ``bearer`` is the API key sent along, if any.
         """
         before, after = body.decode().split(KEY)
         kind = _OF_KEYS if keys else _OF_NEW_KEYS
         made = round(seconds * _MADE_PER_S)
         script = kind.format(seed=seed, keys=keys, made=made, before=before, after=after) + _DONE
+        if bearer:
+            script = f'wrk.headers["authorization"] = "Bearer {bearer}"\n{script}'
         return Load(**self._script(url, script, connections, seconds))
 
     def verify(

@@ -10,13 +10,15 @@ from contextlib import contextmanager
 
 from ..context import Rig
 from ..rig import client, payload
+from ..rig.exposition import Exposition
 from ..rig.process import Child, RigError, answers, free_port
 from ..rig.wrk import KEY
 from ..subjects import REQUESTS, Echo, Gateway
 
 KEYS = 10_000
 _FILLERS = 32
-_L1 = {"size": "1GiB"}
+L1_SIZE = "1GiB"
+_L1 = {"size": L1_SIZE}
 
 
 def hit(rig: Rig) -> None:
@@ -26,11 +28,11 @@ def hit(rig: Rig) -> None:
         echo = Echo(rig.folder, rig.core)
         try:
             for model in payload.SIZED:
-                _fill(gateway, model)
+                fill_with(gateway, model)
             gateway.renew_workers()  # none of those that answer has stored anything
             for model in payload.SIZED:
-                rig.alternate(f"hit {model}", [echo, gateway], _body(model), model, keys=KEYS)
-            _all_were(rig, gateway, "HIT-L1", "hit")
+                rig.alternate(f"hit {model}", [echo, gateway], body_of_keys(model), model, keys=KEYS)
+            all_were(rig, gateway, "HIT-L1", "hit")
         finally:
             echo.stop()
             gateway.stop()
@@ -49,9 +51,9 @@ def far(rig: Rig) -> None:
         gateway = _gateway(rig, "gateway", ports, {"l1": {"size": 0}, "l2": {"url": url}})
         echo = Echo(rig.folder, rig.core)
         try:
-            _fill(gateway, model)
-            rig.alternate("far", [echo, gateway], _body(model), model, keys=KEYS)
-            _all_were(rig, gateway, "HIT-L2", "far")
+            fill_with(gateway, model)
+            rig.alternate("far", [echo, gateway], body_of_keys(model), model, keys=KEYS)
+            all_were(rig, gateway, "HIT-L2", "far")
         finally:
             echo.stop()
             gateway.stop()
@@ -60,7 +62,7 @@ def far(rig: Rig) -> None:
 
 def fill(rig: Rig) -> None:
     """Plain requests, each new to the cache: looked up, asked upstream, kept."""
-    body = _body(payload.MODEL)
+    body = body_of_keys(payload.MODEL)
     with _redis(rig) as url:
         layers: dict[str, dict[str, object]] = {
             "off": {"mode": "off"},
@@ -72,7 +74,7 @@ def fill(rig: Rig) -> None:
             try:
                 rig.alternate(f"fill, {name}", [echo, gateway], body, payload.MODEL, keys=0)
                 if name != "off":
-                    _all_were(rig, gateway, "MISS", "fill")
+                    all_were(rig, gateway, "MISS", "fill")
             finally:
                 echo.stop()
                 gateway.stop()
@@ -83,7 +85,7 @@ def fill(rig: Rig) -> None:
     )
 
 
-def _body(model: str) -> bytes:
+def body_of_keys(model: str) -> bytes:
     """A request that may be cached, with a place for the key."""
     return payload.chat_body(model, temperature=0, stop=KEY)
 
@@ -123,16 +125,16 @@ def _redis(rig: Rig) -> Iterator[str]:
         child.stop()
 
 
-def _fill(gateway: Gateway, model: str) -> None:
+def fill_with(gateway: Gateway, model: str, *, bearer: str = "") -> None:
     """Ask every question once."""
-    url, (before, after) = gateway.url(model), _body(model).decode().split(KEY)
+    url, (before, after) = gateway.url(model), body_of_keys(model).decode().split(KEY)
 
     async def some(numbers: range) -> None:
         connection = await client.connect(url)
         try:
             for number in numbers:
                 body = f"{before}{number}{after}".encode()
-                reply = await connection.ask(client.request(url, body))
+                reply = await connection.ask(client.request(url, body, bearer))
                 if reply.status != 200:
                     raise RigError(f"key {number}: status {reply.status}")
         finally:
@@ -144,9 +146,14 @@ def _fill(gateway: Gateway, model: str) -> None:
     asyncio.run(all_of_them())
 
 
-def _all_were(rig: Rig, gateway: Gateway, outcome: str, scenario: str) -> None:
+def all_were(
+    rig: Rig, gateway: Gateway, outcome: str, scenario: str, *, since: Exposition | None = None
+) -> None:
     """A figure of something else would be worth nothing: by far the most answers must have been this."""
     page = gateway.metrics()
     found, whole = page.total(REQUESTS, f'cache="{outcome}"'), page.total(REQUESTS)
+    if since is not None:
+        found -= since.total(REQUESTS, f'cache="{outcome}"')
+        whole -= since.total(REQUESTS)
     if found < 0.95 * whole - 4 * KEYS:
         rig.book.faults.append(f"{scenario}: only {found:.0f} of {whole:.0f} answers were {outcome}")
