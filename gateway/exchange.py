@@ -17,6 +17,7 @@ from granian.rsgi import ProtocolClosed
 from .endpoints import Dialect
 from .errors import Fault, Kind
 from .life import Life
+from .limits.usage import StreamUsage
 from .raw import ClientGone, RawRequest
 from .respond import NOT_UPSTREAM, named_by_connection
 from .worker import Worker
@@ -51,6 +52,7 @@ class Exchange(Life):
     watching: asyncio.Task[None] | None = None
     #: the host's transport of a body that has begun; the body ends when nobody holds it any more
     transport: Any = None
+    _usage: StreamUsage | None = None
     _tls = False
     _seal_bytes = 0
 
@@ -85,11 +87,17 @@ class Exchange(Life):
     def respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         """Send a whole response; ValueError for a status outside 200–599."""
         self._begin(status, headers)
+        if self.grant is not None:
+            headers = self.grant.fields(headers)
+            self.grant.answered(body)
         self._proto.response_bytes(status, headers, body)
 
     def stream(self, status: int, headers: list[tuple[str, str]]) -> Exchange:
         """Begin a response whose body follows by ``send``."""
         self._begin(status, headers)
+        if self.grant is not None:
+            headers = self.grant.fields(headers)
+            self._usage = self.grant.streamed(self)
         self._tls = self._scope.scheme == "https"
         self.transport = self._proto.response_stream(status, headers)
         return self
@@ -102,6 +110,8 @@ class Exchange(Life):
                 self._seal_bytes += _SEAL_BYTES * (1 + len(data) // _RECORD_BYTES)
         except ProtocolClosed:
             raise ClientGone from None
+        if self._usage is not None:
+            self._usage.feed(data)
 
     def acked(self) -> tuple[int, int] | None:
         """What the client's kernel has acknowledged of this connection, and what is still queued for it."""

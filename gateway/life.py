@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..cache.outcome import NoCache
 from .flight import Flight
+from .limits.grant import Grant
 from .relay import Relay
 
 
@@ -21,6 +22,8 @@ class Life:
     reason: NoCache | None = None
     #: the flight that this request's task carries
     flight: Flight | None = None
+    #: of a key that has limits
+    grant: Grant | None = None
     #: its client is gone; the task goes on for others
     left = False
 

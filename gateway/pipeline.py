@@ -1,6 +1,7 @@
 """One request's life, from its bytes to its answer. `docs/request.md` draws :meth:`Pipeline.serve` in these words.
 
-    parse -> route -> fingerprint -> recall -> fly -> admit -> choose -> lease -> upstream -> relay | respond -> keep
+    parse -> route -> limits -> fingerprint -> recall -> fly -> admit -> choose -> lease -> upstream
+          -> relay | respond -> keep
 
 Everything with an opinion is elsewhere and pure; this file only puts it in order and gives back, on every path,
 what it took: the place in the queue, the lease at the backend, the connection.
@@ -22,6 +23,7 @@ from .errors import Fault, Kind
 from .fingerprint import fingerprint
 from .fleet import Backend, Fleet, Model, Route
 from .life import Life
+from .limits.limits import Limits
 from .parse import Parser, Request
 from .raw import Out, RawRequest
 from .recall import Kept, Question, Recall
@@ -42,6 +44,7 @@ class Pipeline:
         self,
         *,
         fleet: Fleet,
+        limits: Limits,
         dispatch: Dispatch,
         answering: Answering,
         recall: Recall,
@@ -50,6 +53,7 @@ class Pipeline:
         parser: Parser | None = None,
     ) -> None:
         self.fleet = fleet
+        self._limits = limits
         self._dispatch = dispatch
         self._answering = answering
         self._recall = recall
@@ -69,10 +73,12 @@ class Pipeline:
         route = self.fleet.route(request.model, caller)
         model = route.model
         life.model = model.name
+        if caller.row >= 0:
+            life.grant = self._limits.admit(caller)
         wanted = directives(raw, request.fields)
         reason = veto(request, model.cache_mode, wanted)
         if reason is not None:
-            return self._ask(self._errand(endpoint, request, route, raw, caller), reason, out, life)
+            return self._ask(self._errand(endpoint, request, route, raw, caller, life), reason, out, life)
         key = fingerprint(
             request, model.key_head(endpoint, caller.tenant, wanted.namespace), model.name, raw.query
         )
@@ -83,7 +89,7 @@ class Pipeline:
                 return self._sharing.give(kept, endpoint, raw, out, life)
             if self._recall.tiers.reaches_far:
                 return self._look_far(question, endpoint, request, route, raw, caller, out, life)
-        errand = self._errand(endpoint, request, route, raw, caller)
+        errand = self._errand(endpoint, request, route, raw, caller, life)
         if wanted.shared:
             return self._sharing.fly(question, errand, _NO_LEASE, out, life)
         return self._fetch(question, errand, _NO_LEASE, out, life)
@@ -106,7 +112,8 @@ class Pipeline:
             value = await asked
             found = recall.leased(question, value) or await recall.far(question, value)
         if isinstance(found, Lease):
-            await self._fetch(question, self._errand(endpoint, request, route, raw, caller), found, out, life)
+            errand = self._errand(endpoint, request, route, raw, caller, life)
+            await self._fetch(question, errand, found, out, life)
             return
         rest = self._sharing.give(found, endpoint, raw, out, life)
         if rest is not None:
@@ -176,8 +183,17 @@ class Pipeline:
             sent.end()
 
     def _errand(
-        self, endpoint: Endpoint, request: Request, route: Route, raw: RawRequest, caller: Caller
+        self,
+        endpoint: Endpoint,
+        request: Request,
+        route: Route,
+        raw: RawRequest,
+        caller: Caller,
+        life: Life,
     ) -> Errand:
+        """What is to be asked of a backend; raises :class:`Fault` 429 when the caller has no tokens left for it."""
+        if life.grant is not None:
+            life.grant.reserve(request)
         body = body_for(request, route)
         target = f"{endpoint.path}?{raw.query}" if raw.query else endpoint.path
         pinned = self._pinned(request, route.model, caller) if endpoint is RESPONSES else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from math import ceil
 from time import perf_counter_ns
 from typing import Any
 
@@ -125,8 +126,8 @@ class App:
             *fault.headers,
         ]
         if fault.retry_after_s is not None:
-            headers.append(("retry-after", str(max(1, round(fault.retry_after_s)))))
-            headers.append(("retry-after-ms", str(round(fault.retry_after_s * 1000))))
+            headers.append(("retry-after", str(max(1, ceil(fault.retry_after_s)))))
+            headers.append(("retry-after-ms", str(ceil(fault.retry_after_s * 1000))))
         exchange.respond(fault.status, headers, words.error_body(fault))
 
     def _record_all(self) -> None:
@@ -137,6 +138,8 @@ class App:
     def _record(
         self, exchange: Exchange, endpoint: Endpoint | None, path: str, started: int, total: int
     ) -> None:
+        if exchange.grant is not None:
+            exchange.grant.end(exchange)
         status = exchange.status
         name = endpoint.path if endpoint is not None else "other"
         self._metrics.request(exchange.model, name, status, exchange.cache)

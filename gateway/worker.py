@@ -36,6 +36,7 @@ from .fleet import Backend, build
 from .flights import Flights
 from .hints import take_in
 from .keys import Keyring, PublishedKeys
+from .limits.limits import Limits
 from .memory import Memory
 from .metrics import CONNECTIONS, LAG, LAG_MAX, TASKS, Metrics
 from .pipeline import Pipeline
@@ -142,8 +143,12 @@ class Worker:
             lease_s=config.cache.l2.lease_ms / 1000 if config.cache.l2 else 0.0,
             clock=clock,
         )
+        self.limits = Limits(
+            *(segment, self._row, self._tally, self.metrics), workers=workers, clock_ns=time.monotonic_ns
+        )
         self.pipeline = Pipeline(
             fleet=self.fleet,
+            limits=self.limits,
             dispatch=dispatch,
             answering=self._answering,
             recall=recall,
@@ -176,6 +181,7 @@ class Worker:
         self.watch.tick(now, fleet.config.listen.write_timeout_s)
         self.sweep.tick(now, fleet.config.listen)
         self.admission.tick(now)
+        self.limits.tick()
         self.flights.tick(now)
         self.breakers.tick(fleet.backends)
         self.buffers.tick()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...cache.outcome import Outcome
-from ..life import Life
 from ..parse import Request
 from .estimate import BYTES_PER_TOKEN, FREE, completion_tokens, prompt_tokens
 from .purse import Purse
 from .usage import StreamUsage, tokens_of
 
 if TYPE_CHECKING:
+    from ..life import Life
     from .limits import Limits
 
 #: Who asks a backend pays; who shares an answer, or gets one that is kept, does not.

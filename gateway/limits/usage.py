@@ -18,6 +18,7 @@ _OBJECT = re.compile(rb'"usage"\s*:\s*\{')
 _PART = re.compile(
     rb'[{}]|"(total_tokens|prompt_tokens|completion_tokens|input_tokens|output_tokens)"\s*:\s*(\d{1,15})'
 )
+_TOTAL = re.compile(rb'"usage"\s*:\s*\{[^{}]{0,400}?"total_tokens"\s*:\s*(\d{1,15})')
 _MESSAGE_END = b'"message_delta"'
 _OBJECT_BYTES = 2048  # as far as one is read
 _EVENT = b"data:"
@@ -27,6 +28,9 @@ _HEAD_BYTES = 8 << 10
 
 def tokens_of(body: bytes) -> int | None:
     """The tokens that a whole answer says it has cost; None when it says nothing of it."""
+    usual = _TOTAL.match(body, max(0, body.rfind(_KEY)))
+    if usual:
+        return int(usual[1])
     found = _last(body)
     return _sum(found) if found else None
 
