@@ -231,7 +231,7 @@ def test_a_controller_killed_while_keys_change_is_followed_by_one_that_has_them(
         id, secret = create(gate.file)
         _, limited = create(gate.file, "--rpm", "6000")
         wait_until(lambda: answers(gate, limited, 12) == {200}, 20, "the keys count")
-        for _ in range(3):
+        for _ in range(2):
             pid = gate.controller_pid()
             assert pid is not None
             os.kill(pid, signal.SIGSTOP)  # it sees nothing of the change
@@ -292,16 +292,6 @@ def test_a_revoked_key_is_refused_on_every_node(server: Simulator) -> None:
         print(f"refused by both nodes after {refused_everywhere([one, other], secret):.3f} s")
         assert redis.command("HKEYS", "penstock:keys") == [b"version"]
         assert "there is no key" in keys_cli(other.file, "revoke", id, ok=False)
-
-
-def test_without_messages_the_poll_is_enough(server: Simulator) -> None:
-    with redis_server() as redis, gateway(far(redis, server.url)) as gate:
-        redis.command("ACL", "SETUSER", "default", "-subscribe", "-publish")
-        redis.command("CLIENT", "KILL", "TYPE", "pubsub")
-        id, secret = create(gate.file)
-        wait_until(lambda: answers(gate, secret) == {200}, 20, "the key counts")
-        keys_cli(gate.file, "revoke", id)
-        print(f"refused by the poll after {refused_everywhere([gate], secret):.3f} s")
 
 
 def test_keys_outlive_a_redis_that_goes_and_one_that_comes_back_empty(server: Simulator) -> None:
