@@ -296,6 +296,15 @@ def test_what_is_full_is_passed_over_and_spills_into_the_next_zone_and_tier(node
     assert {made.at() for _ in range(10)} == {1}
 
 
+def test_within_a_zone_the_least_busy_is_chosen(node: MakeNode) -> None:
+    backends = [{**url, "zone": z} for url, z in zip(URLS, "baab", strict=True)]
+    made = node(backends, zone="a")
+    made.set(0, 5, 3, 0)
+    assert {made.at() for _ in range(9)} == {2}
+    made.set(9, 3, 5, 0)
+    assert {made.at() for _ in range(9)} == {1}
+
+
 def test_the_own_zone_keeps_99_percent_under_load_it_can_carry(node: MakeNode) -> None:
     made = node(zoned(max_concurrent=32), zone="a")
     out = made.run(clients=48, slow=1.0)

@@ -59,6 +59,17 @@ def test_a_reload_keeps_the_pools_and_the_health_of_backends_that_stay() -> None
     assert [backend.up for backend in new.backends] == [False, True]
 
 
+def test_a_reload_keeps_what_was_learned_of_a_backend() -> None:
+    old = fleet("http://a:1", "http://b:1")
+    old.backends[0].ewma.observe(2.0, 1.0)
+    old.backends[0].credit = -3.0
+    old.backends[0].hint = 4.0
+    new = fleet("http://b:1", "http://a:1", "http://c:1", previous=old)
+    assert [b.ewma.cost(1.0) for b in new.backends] == [0.0, 2.0, 0.0]
+    assert [b.credit for b in new.backends] == [0.0, -3.0, 0.0]
+    assert [b.hint for b in new.backends] == [0.0, 4.0, 0.0]
+
+
 def test_a_backend_whose_connections_are_made_otherwise_gets_a_new_pool() -> None:
     pools = Pools()
     old = build(published(yaml.safe_dump(tls(insecure=False))), ENVIRON, pools)
