@@ -36,6 +36,7 @@ _PRIORITY_MAX = 1000
 _WAIT_S = 0.25
 _WAIT_MAX = 255
 _RANK_SHIFT = 53
+_LEAST_WEIGHT = 0.001
 #: Tenants looked at for one place; those served longest ago come first, so each has its turn.
 _LOOKED_AT = 64
 
@@ -60,7 +61,7 @@ class Lane:
     def __init__(self, tenant: str, priority: int, weight: float, share: int, account: int) -> None:
         self.tenant = tenant
         self.priority = priority
-        self.weight = weight
+        self.weight = max(weight, _LEAST_WEIGHT)
         self.share = share
         self.account = account
         self.floor = 0

@@ -143,6 +143,19 @@ def test_weights_are_kept(node: Node, places: int) -> None:
     assert served["three"] / served["one"] == pytest.approx(3.0, rel=0.05)
 
 
+def test_the_smallest_weight_that_can_be_configured_is_served_last_and_is_served(node: Node) -> None:
+    model = busy(1)
+    inside = Request(node, 0, model)
+    least = Caller("least", weight=5e-324)
+    waiting = [Request(node, 0, model, caller) for caller in (least, least, *EVEN)]
+    for _ in range(5):
+        inside.leave()
+        node.settle()
+        inside = next((r for r in waiting if r.entered and not r.left), inside)
+    assert all(r.left for r in waiting)
+    finish(node, waiting)
+
+
 def test_long_requests_earn_a_tenant_no_more_places(node: Node) -> None:
     crowd = Crowd(node, busy(8))
     crowd.add(Caller("long"), 0, 20, service_s=0.4)
@@ -349,4 +362,6 @@ def test_a_full_queue_drops_first_what_cannot_be_in_time_any_more(node: Node) ->
     dropped = [f for f in faults if f.kind is Kind.QUEUE_TIMEOUT]
     assert dropped
     assert all("any more" in f.message and f.status == 504 for f in dropped)
+    first = next(n for n, r in enumerate(filler) if r.fault is None)
+    assert first == 0, "the newcomer has the room"
     finish(node, [*requests, *late, *filler])

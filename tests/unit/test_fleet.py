@@ -70,6 +70,25 @@ def test_a_reload_keeps_what_was_learned_of_a_backend() -> None:
     assert [b.hint for b in new.backends] == [0.0, 4.0, 0.0]
 
 
+def test_a_model_has_the_places_of_its_backends_that_are_up_and_never_more_than_its_own() -> None:
+    backends = [{"url": "http://a:1", "max_concurrent": 3}, {"url": "http://b:1", "max_concurrent": 4}]
+
+    def places(*down: int, **more: Any) -> int:
+        models = {"m": {"backends": backends, "max_concurrent": 6, **more}}
+        model = build(published(yaml.safe_dump({"models": models})), ENVIRON, Pools()).models[0]
+        for index in down:
+            model.backends[index].up = False
+        model.count_places()
+        return model.places
+
+    assert places() == 6
+    assert places(max_concurrent=9) == 7
+    assert (places(0), places(1)) == (4, 3)
+    assert places(0, 1) == 6, "who asks is told that nobody answers"
+    backends[0].pop("max_concurrent")
+    assert (places(), places(0)) == (6, 4)
+
+
 def test_a_backend_whose_connections_are_made_otherwise_gets_a_new_pool() -> None:
     pools = Pools()
     old = build(published(yaml.safe_dump(tls(insecure=False))), ENVIRON, pools)

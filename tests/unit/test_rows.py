@@ -12,7 +12,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.cache.layout import COUNTER_HEAD_CELLS, Geometry
-from penstock.cache.rows import CounterRow, Tally, TallyRow, read_counters, read_overflowed
+from penstock.cache.rows import (
+    KEY_RUNNING,
+    KEY_TOKENS,
+    SHARE_QUEUED,
+    SHARE_RUNNING,
+    CounterRow,
+    Tally,
+    TallyRow,
+    read_counters,
+    read_overflowed,
+)
 from penstock.cache.segment import Segment
 
 from .forked import Child
@@ -262,3 +272,24 @@ def test_a_reader_and_a_successor_bear_any_bytes(segment: Segment, seed: int, us
     index = row.cell(fresh)
     assert index == at + 2 if row.overflowed > before else (fresh, (0,)) in list(read_counters(segment, 0))
     assert len(found) <= 512
+
+
+def test_what_is_counted_of_keys_and_shares_is_the_sum_and_of_tags_the_highest() -> None:
+    geometry = Geometry(slots=2, backends=2, models=2, counter_bytes=4096, keys=5)
+    segment = Segment.create(None, geometry, owner_pid=os.getpid(), owner_start=1)
+    rows, tally = [TallyRow(segment, slot) for slot in range(2)], Tally(segment)
+    for what in (KEY_RUNNING, KEY_TOKENS, SHARE_RUNNING, SHARE_QUEUED):
+        rows[0].add_key(what, 4, what + 1)
+        rows[1].add_key(what, 4, 10)
+        assert tally.of_key(what, 4) == what + 11
+    for slot, value in enumerate((90, 70)):
+        rows[slot].tag(4, value)
+        rows[slot].wish(1, value, slot + 3)
+    assert tally.tag(4) == 90
+    assert (tally.wishes(1), tally.wish_shares(1)) == ([90, 70], [3, 4])
+    assert [tally.of_key(what, at) for what in range(5) for at in range(4)] == [0] * 20
+    with pytest.raises(IndexError):
+        tally.tag(5)
+    with pytest.raises(IndexError):
+        rows[0].tag(5, 1)
+    segment.close()
