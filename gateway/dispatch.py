@@ -30,9 +30,15 @@ from .retry import NEVER_OPENED, SHUN_S, Again, RetryBudget, after_fault, after_
 from .seldom import Seldom
 from .sticky import Sticky
 from .upstream.call import Call
-from .upstream.fault import UpstreamFault
+from .upstream.fault import FaultKind, UpstreamFault
 
 log = logging.getLogger(__name__)
+
+#: When a backend that is down may be back, as far as anybody knows (ns).
+_UNKNOWN_NS = 2_000_000_000
+#: SDKs do not wait longer (s): told to, they ask again within seconds, for nothing.
+_LONGEST_WAIT_S = 60.0
+_USELESS = (("x-should-retry", "false"),)
 
 _RESPONSE_ID = re.compile(rb'"id"\s*:\s*"([A-Za-z0-9._~-]{1,128})"')
 
@@ -45,7 +51,6 @@ class Sent:
         "_dispatch",
         "_lease",
         "_model",
-        "_token",
         "attempts",
         "backend",
         "call",
@@ -59,7 +64,6 @@ class Sent:
         model: Model,
         backend: Backend,
         lease: Lease,
-        token: int,
         call: Call,
         attempts: int,
     ) -> None:
@@ -67,7 +71,6 @@ class Sent:
         self._dispatch = dispatch
         self._lease = lease
         self._model = model
-        self._token = token
         self.attempts = attempts
         self.backend = backend
         self.call = call
@@ -78,12 +81,14 @@ class Sent:
         call, backend, dispatch = self.call, self.backend, self._dispatch
         if call.complete:
             if backend.doubted and call.status < 500:
-                dispatch.breakers.succeeded(backend, self._token)
+                dispatch.breakers.succeeded(backend, 0)
         else:
             if call.fault is not None:
-                dispatch.breakers.failed(backend, self._token)
-            elif backend.doubted and call.status < 500 and (call.ended or self._token):
-                dispatch.breakers.succeeded(backend, self._token)
+                # an error's status has been told already, and a pause is our client's, whatever runs out meanwhile
+                if call.status < 500 and not call.paused:
+                    dispatch.breakers.failed(backend, 0)
+            elif backend.doubted and call.ended and call.status < 500:
+                dispatch.breakers.succeeded(backend, 0)
             call.abort()
         self._lease.settle()
         dispatch.admission.leave(self._model, self._caller)
@@ -134,10 +139,17 @@ class Dispatch:
     async def _send_to_any(self, errand: Errand, life: Life) -> Sent:
         """The model that was asked for, and when it cannot be had those that stand in for it."""
         models = (errand.model, *errand.model.fallbacks)
+        body = errand.body
         for model, following in itertools.pairwise(models):
             try:
-                return await self._send(errand, model, errand.body_for(model), life, True)
+                return await self._send(errand, model, body, life, True)
             except _Spent as spent:
+                try:
+                    body = errand.body_for(following)
+                except (
+                    Fault
+                ):  # it cannot be said in such a body who is asked, and that is not the client's fault
+                    raise spent.fault from None
                 self._metrics.count(FALLBACKS, model.name, following.name, spent.fault.kind.value)
                 more = self._seldom.due(("fallback", model.name, following.name), self._clock())
                 if more is not None:
@@ -145,7 +157,7 @@ class Dispatch:
                         "fallback model=%s to=%s cause=%s request_id=%s more=%d",
                         *(model.name, following.name, spent.fault.kind.value, errand.raw.request_id, more),
                     )
-        return await self._send(errand, models[-1], errand.body_for(models[-1]), life, False)
+        return await self._send(errand, models[-1], body, life, False)
 
     async def _send(
         self, errand: Errand, model: Model, body: bytes | None, life: Life, falls_back: bool
@@ -160,7 +172,8 @@ class Dispatch:
                 raise
         try:
             raw, pinned, cuts, budget = errand.raw, errand.pinned, errand.cuts, self._budget
-            budget.deposit()
+            if model is errand.model:
+                budget.deposit()
             length = "0" if body is None else str(len(body))
             fields = f"{raw.forwarded}x-request-id: {raw.request_id}\r\ncontent-length: {length}\r\n\r\n"
             tried: tuple[Backend, ...] = ()
@@ -169,17 +182,13 @@ class Dispatch:
             attempt = 0
             backend = self.choose(model, tried, errand) if pinned is None else self._pinned(pinned)
             if backend is None:
-                gone = Fault(
-                    Kind.NO_BACKEND,
-                    f"no backend of '{model.name}' is healthy",
-                    retry_after_s=self._until_probe(model),
-                )
+                gone = self._gone(model)
                 raise _Spent(gone) if falls_back else gone
+            token = self._token if backend.shut else 0
             while True:
                 attempt += 1
                 if cuts:
                     cuts.clear()  # of an attempt that failed
-                token = self._token if backend.shut else 0
                 head = (backend.head(errand.method, errand.target) + fields).encode("ascii")
                 lease = Lease(self._row, backend.index)
                 began = perf_counter_ns()
@@ -193,13 +202,16 @@ class Dispatch:
                         backend.ewma.failed((perf_counter_ns() - began) / 1e9, self._clock())
                     if fault.kind in NEVER_OPENED:
                         backend.shunned_until = self._clock() + SHUN_S
-                    if not fault.stale:
+                    # of the time that ran out others may have had the most
+                    if not (fault.stale or (attempt > 1 and fault.kind is FaultKind.TOTAL_TIMEOUT)):
                         self.breakers.failed(backend, token)
                     self._metrics.count(UPSTREAM_FAULTS, model.name, backend.name, fault.kind.value)
                     others = (
                         pinned is None and not (fault.stale and token) and self._left(model, tried, backend)
                     )
                     again = after_fault(fault, attempt, others, budget)
+                    if again is Again.SAME_FRESH and backend.shut and not token:
+                        again = Again.NO  # its breaker has opened meanwhile
                     if again is Again.NO:
                         if falls_back and (fault.stale or fault.kind in NEVER_OPENED) and budget.withdraw():
                             raise _Spent(fault_of(fault)) from None
@@ -217,18 +229,20 @@ class Dispatch:
                 else:
                     status = call.status
                     if status < 500:
+                        if token:  # an answer that has begun will do: its end may be minutes away
+                            self.breakers.succeeded(backend, token)
                         if model.timed:
                             backend.ewma.observe((perf_counter_ns() - began) / 1e9, self._clock())
                         if status == 429:
                             backend.shunned_until = self._clock() + SHUN_S
                         if errand.endpoint is RESPONSES:
                             self._remember(call, backend, errand.caller.tenant)
-                        return Sent(self, errand, model, backend, lease, token, call, attempt)
+                        return Sent(self, errand, model, backend, lease, call, attempt)
                     self.breakers.failed(backend, token)
                     others = pinned is None and self._left(model, tried, backend)
                     if after_status(status, attempt, others, budget) is Again.NO:
                         if not (falls_back and status in (502, 503) and budget.withdraw()):
-                            return Sent(self, errand, model, backend, lease, token, call, attempt)
+                            return Sent(self, errand, model, backend, lease, call, attempt)
                         call.abort()
                         lease.settle()
                         raise _Spent(Fault(Kind.NO_BACKEND, f"the backend answered {status}"))
@@ -249,7 +263,7 @@ class Dispatch:
                     tried = (*tried, backend)
                     other = self.choose(model, tried, errand)
                     assert other is not None  # ELSEWHERE is only said when there is another
-                    backend = other
+                    backend, token = other, 0
         except BaseException:
             admission.leave(model, caller)
             raise
@@ -265,19 +279,28 @@ class Dispatch:
             return backend if self._token else None
         return backend
 
-    def _until_probe(self, model: Model) -> float:
-        """When it is worth while to ask again (s)."""
+    def _gone(self, model: Model) -> Fault:
+        """No backend may be asked, and when it is worth while to ask again."""
         now = self.breakers.now_ns()
         due = [b.probe_ns - now for b in model.backends if b.up and b.shut]
-        return max(min(due, default=2_000_000_000), 0) / 1e9
+        again_s = max(min(due, default=_UNKNOWN_NS), 0) / 1e9
+        return Fault(
+            Kind.NO_BACKEND,
+            f"no backend of '{model.name}' is healthy",
+            retry_after_s=again_s,
+            headers=_USELESS if again_s > _LONGEST_WAIT_S else (),
+        )
 
     def choose(
         self, model: Model, tried: tuple[Backend, ...], errand: Errand | None = None
     ) -> Backend | None:
-        """The backend to ask: one whose breaker is due for its probe, else the policy's; None when there is none."""
-        if self.breakers.shut:
+        """The backend to ask: one whose breaker is due for its probe, else the policy's; None when there is none.
+
+        A request that has failed once is no probe: it would likely fail again.
+        """
+        if self.breakers.shut and not tried:
             for backend in model.backends:
-                if backend.shut and backend.up and backend not in tried:
+                if backend.shut and backend.up:
                     self._token = self.breakers.probe(backend)
                     if self._token:
                         return backend

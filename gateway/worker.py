@@ -230,6 +230,7 @@ class Worker:
         self.breakers.forget()
         self.breakers.limit = published.config.breaker.failures
         self.breakers.open_ns = int(published.config.breaker.open_s * 1e9)
+        self.breakers.tick(self.fleet.backends)
         self._read_health()
         kept = {backend.pool for backend in self.fleet.backends}
         for backend in old.backends:

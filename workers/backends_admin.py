@@ -13,21 +13,18 @@ from typing import Any
 
 import msgspec
 
-from ..cache.gates import Gates
 from ..cache.rows import Tally
 from ..cache.segment import Segment
-from ..gateway.breaker import State
 from ..gateway.config import Backend, Published
 from ..gateway.hints import ramp
 from ..gateway.upstream.origin import Origin
 from . import store
 from .answer import Answer, Refused
 from .board import HEALTH, Board
+from .breaker_view import BreakerView
 from .question import Question
 
 log = logging.getLogger(__name__)
-
-BREAKER = ("closed", "open", "half_open")
 
 
 class _Which(msgspec.Struct, forbid_unknown_fields=True):
@@ -40,7 +37,7 @@ class _Which(msgspec.Struct, forbid_unknown_fields=True):
 class BackendsAdmin:
     """Answers for the backends. published: the current generation. clock_ns: the clock of the board."""
 
-    __slots__ = ("_board", "_clock_ns", "_gates", "_published", "_stripes", "_tally")
+    __slots__ = ("_board", "_breakers", "_clock_ns", "_published", "_tally")
 
     def __init__(
         self, segment: Segment, board: Board, published: Callable[[], Published], clock_ns: Callable[[], int]
@@ -49,8 +46,7 @@ class BackendsAdmin:
         self._published = published
         self._clock_ns = clock_ns
         self._tally = Tally(segment)
-        self._gates = Gates(segment)
-        self._stripes = segment.geometry.gates
+        self._breakers = BreakerView(segment)
 
     async def told(self, _: Question) -> Answer:
         """GET: every backend of every model."""
@@ -116,7 +112,7 @@ class BackendsAdmin:
             "priority": backend.priority,
             "health": HEALTH[row.health],
             "drained": bool(row.drained),
-            "breaker": self._breaker(index, row.identity),
+            "breaker": self._breakers.phase(index, row.identity),
             "inflight": self._tally.inflight(index),
             "waiting": row.waiting,
             "running": row.running,
@@ -126,10 +122,6 @@ class BackendsAdmin:
             "ramp": ramp((now_ns - row.since_ns) / 1e9, published.config.health.slow_start_s),
             "since_s": _age_s(row.since_ns, now_ns),
         }
-
-    def _breaker(self, index: int, identity: int) -> str | None:
-        cells = self._gates.read(index) if index < self._stripes else None
-        return None if cells is None else BREAKER[State(cells, identity).phase]
 
 
 def _age_s(then_ns: int, now_ns: int) -> float | None:

@@ -22,6 +22,7 @@ from ..gateway.config import Published
 from ..gateway.upstream.origin import Origin
 from . import store
 from .board import HEALTH
+from .breaker_view import BreakerView
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -52,6 +53,7 @@ class Status:
         self._row = row
         self._keys = keys
         self._tally = Tally(segment)
+        self._breakers = BreakerView(segment)
         self._since = time.time()
 
     def _slots(self) -> Iterator[tuple[str, int, SlotInfo]]:
@@ -92,14 +94,27 @@ class Status:
             "penstock_inflight_requests", "Requests at a backend now.", labels=["model", "backend"]
         )
         up = GaugeMetricFamily("penstock_backend_up", "1 when probes succeed.", labels=["model", "backend"])
-        # Two URLs of one model may differ in what their name leaves out: one series, and up when all are.
+        shut = GaugeMetricFamily(
+            "penstock_backend_breaker_open",
+            "1 while the breaker lets no request through but a probe.",
+            labels=["model", "backend"],
+        )
+        drained = GaugeMetricFamily(
+            "penstock_backend_drained", "1 while it is out of service.", labels=["model", "backend"]
+        )
+        # Two URLs of one model may differ in what their name leaves out: one series, up when all are, open when any is.
         columns: dict[tuple[str, str], list[int]] = {}
         for key, index in published.indices.items():
             model, _, url = key.partition("\n")
             columns.setdefault((model, Origin.parse(url).name), []).append(index)
         for labels, shared in columns.items():
             inflight.add_metric(labels, sum(map(self._tally.inflight, shared)))
-            up.add_metric(labels, all(self._row(index).health == UP for index in shared))
+            rows = [(index, self._row(index)) for index in shared]
+            up.add_metric(labels, all(row.health == UP for _, row in rows))
+            shut.add_metric(
+                labels,
+                any(self._breakers.phase(at, row.identity) in ("open", "half_open") for at, row in rows),
+            )
         running = GaugeMetricFamily("penstock_running_requests", "Requests admitted now.", labels=["model"])
         queued = GaugeMetricFamily(
             "penstock_queued_requests", "Requests that wait for a place now.", labels=["model"]
@@ -111,7 +126,7 @@ class Status:
             "penstock_buffered_bytes", "Bytes of bodies and responses held on this node."
         )
         held.add_metric([], self._tally.held_total())
-        yield from (inflight, up, running, queued, held)
+        yield from (inflight, up, shut, running, queued, held)
 
     def _processes(self) -> Iterator[Metric]:
         geometry = self._segment.geometry
@@ -179,6 +194,7 @@ class Status:
                             "url": backend.url,
                             "health": HEALTH[row.health],
                             "drained": bool(row.drained),
+                            "breaker": self._breakers.phase(index, row.identity),
                             "inflight": tally.inflight(index),
                             "weight": backend.weight,
                         }

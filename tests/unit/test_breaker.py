@@ -85,6 +85,19 @@ def test_a_lost_probe_is_given_to_another_and_its_late_word_does_not_count():
     assert state.phase == HALF_OPEN
 
 
+def test_a_slow_probe_closes_it_even_when_the_next_has_gone():
+    state = opened()
+    slow = state.claim(OPEN_NS, OPEN_NS)
+    state.claim(2 * OPEN_NS, OPEN_NS)
+    state.succeeded(slow, 2 * OPEN_NS + 1)
+    assert state.phase == CLOSED
+    for _ in range(LIMIT):
+        state.failed(0, 3 * OPEN_NS, LIMIT, OPEN_NS)
+    state.claim(4 * OPEN_NS, OPEN_NS)
+    state.succeeded(slow, 4 * OPEN_NS)
+    assert state.phase == HALF_OPEN, "the probe of an earlier time says nothing of this one"
+
+
 def test_the_cells_of_another_backend_are_as_good_as_none():
     state = State(opened().cells(), identity=8)
     assert (state.phase, state.failures) == (CLOSED, 0)
@@ -99,6 +112,8 @@ class AnyHistory(RuleBasedStateMachine):
         self.state = fresh()
         self.now = 0
         self.tokens: list[int] = [0]
+        #: the probes since it opened
+        self.since: list[int] = []
 
     @rule(by=st.integers(1, OPEN_NS))
     def time_passes(self, by: int) -> None:
@@ -106,7 +121,10 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def fails(self, data: st.DataObject) -> None:
+        before = self.state.phase
         self.state.failed(data.draw(st.sampled_from(self.tokens)), self.now, LIMIT, OPEN_NS)
+        if before == CLOSED:
+            self.since.clear()
 
     @rule(data=st.data())
     def goes_well(self, data: st.DataObject) -> None:
@@ -114,7 +132,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.state.succeeded(token, self.now)
         if before != CLOSED and self.state.phase == CLOSED:
             assert before == HALF_OPEN
-            assert token == self.tokens[-1] != 0
+            assert token in self.since
 
     @precondition(lambda self: self.state.phase != CLOSED)
     @rule()
@@ -125,6 +143,7 @@ class AnyHistory(RuleBasedStateMachine):
         if token:
             assert token not in self.tokens
             self.tokens.append(token)
+            self.since.append(token)
 
     @invariant()
     def cells_keep_it(self) -> None:

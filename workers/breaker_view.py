@@ -1,0 +1,24 @@
+"""How the breakers of backends stand, for whoever tells people: read from the gates at the moment of the question."""
+
+from __future__ import annotations
+
+from ..cache.gates import Gates
+from ..cache.segment import Segment
+from ..gateway.breaker import State
+
+_NAMES = ("closed", "open", "half_open")
+
+
+class BreakerView:
+    """The controller's view; it moves none."""
+
+    __slots__ = ("_count", "_gates")
+
+    def __init__(self, segment: Segment) -> None:
+        self._gates = Gates(segment)
+        self._count = segment.geometry.gates
+
+    def phase(self, index: int, identity: int) -> str | None:
+        """``closed``, ``open`` or ``half_open``; None while it cannot be read."""
+        cells = self._gates.read(index) if index < self._count else None
+        return None if cells is None else _NAMES[State(cells, identity).phase]
