@@ -98,6 +98,13 @@ class Batching(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_items: Annotated[
         int, Meta(ge=2, le=2048, description="Inputs or prompts in one upstream request at most.")
     ] = 64
+    usage: Annotated[
+        Literal["exact", "shared"],
+        Meta(
+            description="What each caller is told of its tokens. `exact`: what they were; those of texts to embed are "
+            "asked of the server's `/tokenize`. `shared`: its part of the sum by length, nothing is asked."
+        ),
+    ] = "exact"
 
 
 class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -126,7 +133,11 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = "least_connections"
     prefix_chars: Annotated[
         int,
-        Meta(ge=1, le=65_536, description="How much of a conversation's begin `prefix_affinity` looks at."),
+        Meta(
+            ge=1,
+            le=65_536,
+            description="How many characters `prefix_affinity` looks at of what follows a system prompt.",
+        ),
     ] = 1024
     fallbacks: Annotated[
         tuple[str, ...],

@@ -5,7 +5,6 @@ Four servers, one of them four times slower. What each choice knew is checked in
 """
 
 import asyncio
-import statistics
 
 import pytest
 
@@ -16,22 +15,29 @@ from ..support.sim import simulator
 pytestmark = pytest.mark.slow
 
 CLIENTS = 24
-EACH = 60
-ROUNDS = 5
+EACH = 100
+ROUNDS = 4
 
 
-async def _p95_s(port: int) -> float:
+async def _taken_s(port: int) -> list[float]:
     async def client(number: int) -> list[float]:
         async with Asker(port) as asker:
             replies = [await asker.ask(Question(f"{number} {n}")) for n in range(EACH)]
         assert {reply.status for reply in replies} == {200}
-        return [reply.seconds for reply in replies[5:]]
+        return [reply.seconds for reply in replies]
 
     taken = await asyncio.gather(*(client(number) for number in range(CLIENTS)))
-    return statistics.quantiles([seconds for one in taken for seconds in one], n=20)[-1]
+    return [seconds for one in taken for seconds in one]
 
 
-async def test_the_p95_of_two_workers_is_within_a_tenth_of_that_of_one() -> None:
+def _p95_ms(taken_s: list[float]) -> float:
+    return sorted(taken_s)[int(len(taken_s) * 0.95)] * 1e3
+
+
+async def test_the_p95_of_two_workers_is_within_a_tenth_of_that_of_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All rounds together: the slow server has a thirteenth of the requests, and the p95 is among those."""
     with (
         simulator(model="m", decode_ms=5) as a,
         simulator(model="m", decode_ms=5) as b,
@@ -46,11 +52,12 @@ async def test_the_p95_of_two_workers_is_within_a_tenth_of_that_of_one() -> None
             gateway({**config, "workers": {"count": 1}}) as one,
             gateway({**config, "workers": {"count": 2}}) as two,
         ):
-            ratios = []
-            for _ in range(ROUNDS):  # side by side in time: the machine's mood is the same for both
-                alone, shared = await _p95_s(one.port), await _p95_s(two.port)
-                print(
-                    f"p95: one worker {alone * 1e3:.1f} ms, two {shared * 1e3:.1f} ms, × {shared / alone:.3f}"
-                )
-                ratios.append(shared / alone)
-    assert statistics.median(ratios) <= 1.1, ratios
+            alone: list[float] = []
+            shared: list[float] = []
+            for _ in range(ROUNDS):  # in turn: the machine's mood is the same for both
+                alone += await _taken_s(one.port)
+                shared += await _taken_s(two.port)
+    ratio = _p95_ms(shared) / _p95_ms(alone)
+    with capsys.disabled():
+        print(f"\np95: one worker {_p95_ms(alone):.1f} ms, two {_p95_ms(shared):.1f} ms, × {ratio:.3f}")
+    assert ratio <= 1.1
