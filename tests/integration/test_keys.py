@@ -129,6 +129,17 @@ def test_the_sdks_see_their_own_errors_for_wrong_expired_and_forbidden_keys(serv
         for path, status in (("/health", 200), ("/ready", 200), ("/v1/models", 401), ("/none", 404)):
             assert httpx.get(gate.url + path, timeout=10, trust_env=False).status_code == status, path
         assert httpx.get(f"{gate.url}/v1/responses/resp_1", timeout=10, trust_env=False).status_code == 401
+        for name in ("x-api-key", "api-key", "X-API-Key"):
+            answer = httpx.get(f"{gate.url}/v1/models", headers={name: good}, timeout=10, trust_env=False)
+            assert answer.status_code == 200, name
+        both = {"authorization": "Bearer wrong", "x-api-key": good}
+        assert (
+            httpx.get(f"{gate.url}/v1/models", headers=both, timeout=10, trust_env=False).status_code == 401
+        )
+        basic = {"authorization": f"Basic {good}"}
+        assert (
+            httpx.get(f"{gate.url}/v1/models", headers=basic, timeout=10, trust_env=False).status_code == 401
+        )
         nobody = ask(gate, None)
         assert (nobody.status_code, nobody.headers["www-authenticate"]) == (401, "Bearer")
 

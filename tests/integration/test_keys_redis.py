@@ -79,7 +79,9 @@ async def test_a_change_is_noticed_by_message_long_before_the_poll(monkeypatch: 
             await until(lambda: heard.ids == ["k2"])
 
 
-async def test_without_messages_and_hdel_the_poll_and_a_mark_are_enough() -> None:
+async def test_without_messages_and_hdel_the_poll_and_a_mark_are_enough(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """The user may do no more than the documents say that he must."""
     user = AclUser(rules="~penstock:* -@all +hget +hgetall +hset +ping +select")
     with redis_server(user=user) as server:
@@ -92,6 +94,7 @@ async def test_without_messages_and_hdel_the_poll_and_a_mark_are_enough() -> Non
             await until(lambda: heard.ids == [])
             assert not await asyncio.to_thread(keys.remove, "k1")
         assert server.command("HGET", "penstock:keys", "k1") == b""
+        assert "key_ignored" not in caplog.text
 
 
 async def test_what_has_not_changed_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,3 +217,32 @@ async def test_a_follower_reads_once_for_each_change(tmp_path: Path, monkeypatch
     assert heard.said[1] == ["k1"]
     assert "not YAML" in str(heard.said[2])
     assert heard.said[3] == []
+
+
+async def test_a_file_that_is_being_written_is_read_when_it_is_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An editor writes in place, in pieces: what lies between two of them may look like fewer keys."""
+    monkeypatch.setattr(module, "ROUND_S", 0.0)
+    begin, half, whole, replaced = (1, 9, 1, 1), (1, 4, 2, 2), (1, 8, 3, 3), (2, 8, 4, 4)
+    looks = [begin, half, whole, whole, replaced, replaced]
+    read: list[tuple[int, ...]] = []
+
+    class Scripted(KeysFile):
+        last: tuple[int, int, int, int] = begin
+
+        def _stamp(self) -> tuple[int, int, int, int]:
+            if looks:
+                self.last = looks.pop(0)
+            return self.last
+
+        def once(self) -> dict[str, Key]:
+            read.append(self.last)
+            return {}
+
+    following = asyncio.ensure_future(Scripted(str(tmp_path / "k")).follow(Heard()))
+    await asyncio.to_thread(wait_until, lambda: not looks, 20, "all looks")
+    following.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await following
+    assert read == [begin, whole, replaced]
