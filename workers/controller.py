@@ -39,6 +39,7 @@ from .expand import Found
 from .host import serve
 from .invalidation import Invalidation
 from .keys.sync import KeysSync
+from .limits_sync import LimitsSync
 from .probes import Prober
 from .question import Question
 from .source import Source
@@ -95,6 +96,14 @@ class Controller:
             clock=time.monotonic,
             random=os.urandom,
         )
+        shared = published.config.limits.redis
+        self._limits = LimitsSync(
+            segment,
+            redis_settings(shared, mine.environ) if shared is not None else None,
+            shared.prefix if shared is not None else "",
+            mine.node.hex(),
+            clock_ns=time.monotonic_ns,
+        )
         self._cache_stats = CacheStats(segment, arena, self._invalidation, lambda: self._published)
         self._cache = CacheAdmin(
             arena, self._invalidation, lambda: self._published, lambda: time.time_ns() // 1_000_000
@@ -125,6 +134,7 @@ class Controller:
             self._reloading,
             self._discovery.run,
             self._invalidation.run,
+            self._limits.run,
         ]
         if self._keys is not None:
             work.append(self._keys.run)

@@ -190,7 +190,7 @@ class Purse:
         owed, charged, owed_tokens, charged_tokens, held, who, a, b = cells
         now, share, rpm, tpm = self._now, self._share, self.caller.rpm, self.caller.tpm
         if who != self._who:
-            owed = owed_tokens = 0
+            owed = charged = owed_tokens = charged_tokens = 0
         if rpm:
             free = self.requests
             want = self._want_requests

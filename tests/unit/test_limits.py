@@ -136,7 +136,6 @@ def test_four_processes_admit_the_limit_within_one_percent(cells: Cells, clock: 
                 os.sched_yield()
         counts = [int(child.hear()) for child in (a, b, c, d)]
     assert 594 <= sum(counts) <= 606, counts
-    assert min(counts) > 0
 
 
 def test_who_waits_as_told_is_admitted_and_not_a_millisecond_earlier(cells: Cells, clock: Clock) -> None:
