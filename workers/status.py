@@ -111,6 +111,7 @@ class Status:
             inflight.add_metric(labels, sum(map(self._tally.inflight, shared)))
             rows = [(index, self._row(index)) for index in shared]
             up.add_metric(labels, all(row.health == UP for _, row in rows))
+            drained.add_metric(labels, all(row.drained for _, row in rows))
             shut.add_metric(
                 labels,
                 any(self._breakers.phase(at, row.identity) in ("open", "half_open") for at, row in rows),
@@ -126,7 +127,7 @@ class Status:
             "penstock_buffered_bytes", "Bytes of bodies and responses held on this node."
         )
         held.add_metric([], self._tally.held_total())
-        yield from (inflight, up, shut, running, queued, held)
+        yield from (inflight, up, shut, drained, running, queued, held)
 
     def _processes(self) -> Iterator[Metric]:
         geometry = self._segment.geometry

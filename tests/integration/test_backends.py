@@ -158,6 +158,8 @@ def test_a_drain_outlives_the_controller_and_a_reload(site: Site) -> None:
             return None
 
         found = wait_until(told, what="its answer")
+        page = httpx.get(f"{site.gate.admin_url}/metrics", headers=KEY, trust_env=False).text
+        assert f'\npenstock_backend_drained{{backend="{name(site.one)}",model="m"}} 1.0\n' in page
         assert found["drained"] is True
         assert found["since_s"] > before
         site.gate.write({**site.gate.config, "log": {"level": "WARNING"}})
