@@ -20,8 +20,8 @@ def key_file(*tenants: str) -> str:
 
 
 class Crowd:
-    """``answered``: by tenant and status. ``took_s``: how long each answer's head took, by status. ``bad``: refusals
-    without the headers that they should have.
+    """``answered``: by tenant and status, 0 where the connection was closed. ``took_s``: how long each answer's head
+    took, by status. ``bad``: refusals without the headers that they should have.
     """
 
     def __init__(self, port: int, *, padding: int = 0) -> None:
@@ -37,7 +37,8 @@ class Crowd:
         body = json.dumps(
             {
                 "model": "m",
-                "messages": [{"role": "user", "content": "go on" + "x" * self._padding}],
+                "messages": [{"role": "user", "content": "go on"}],
+                "metadata": {"padding": "x" * self._padding},
                 "max_tokens": 4,
             }
         ).encode()
@@ -45,30 +46,47 @@ class Crowd:
             "POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
             f"authorization: Bearer {secret_of(tenant)}\r\ncontent-length: {len(body)}\r\n\r\n"
         ).encode() + body
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-        try:
-            while not self.over.is_set():
-                asked = time.perf_counter()
-                writer.write(request)
-                head = await reader.readuntil(b"\r\n\r\n")
-                took_s = time.perf_counter() - asked
-                status, lower = int(head[9:12]), head.lower()
-                await reader.readexactly(int(lower.split(b"content-length: ")[1].split(b"\r\n")[0]))
-                if self.over.is_set():
-                    return
+        connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        while not self.over.is_set():
+            try:
+                if connection is None:
+                    connection = await asyncio.open_connection("127.0.0.1", self._port)
+                status, head, took_s = await self._ask(*connection, request)
+            except (OSError, asyncio.IncompleteReadError):  # a long body is refused before it is read
+                self.answered[tenant][0] += 1
+                status = 0
+                head, took_s = b"", 0.0
+            if self.over.is_set():
+                break
+            if status:
                 self.answered[tenant][status] += 1
                 self.took_s[status].append(took_s)
-                if status == 429:
-                    if any(
-                        f not in lower
-                        for f in (b"\r\nretry-after: ", b"retry-after-ms: ", b"x-queue-depth: ")
-                    ):
-                        self.bad.append(head)
-                    await _wait(self.over, pause_s)
-                if enough and self.answered[tenant][200] >= enough:
-                    self.over.set()
-        finally:
-            writer.close()
+            if connection is not None and (not status or b"\r\nconnection: close" in head):
+                connection[1].close()
+                connection = None
+            if status != 200:
+                await _wait(self.over, pause_s)
+            if enough and self.answered[tenant][200] >= enough:
+                self.over.set()
+        if connection is not None:
+            connection[1].close()
+
+    async def _ask(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
+    ) -> tuple[int, bytes, float]:
+        asked = time.perf_counter()
+        writer.write(request)
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        took_s = time.perf_counter() - asked
+        status = int(head[9:12])
+        body = await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
+        if status == 429:
+            wanted = [b"\r\nretry-after: ", b"\r\nretry-after-ms: "]
+            if b'"queue_full"' in body:
+                wanted.append(b"\r\nx-queue-depth: ")
+            if any(field not in head for field in wanted):
+                self.bad.append(head)
+        return status, head, took_s
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:
