@@ -12,7 +12,6 @@ from typing import Protocol
 
 from .buffers import Answer, Buffers
 from .dialects import WORDS
-from .dispatch import Sent
 from .endpoints import Dialect
 from .errand import Errand
 from .errors import Fault, Kind
@@ -24,6 +23,7 @@ from .raw import Out, RawRequest
 from .record import Record
 from .relay import PAUSE_ABOVE_BYTES, UNKNOWN_LIMIT_BYTES, Relay, Upstream
 from .respond import HeaderTable, is_event_stream
+from .sent import Sent
 from .upstream.call import Call
 from .upstream.fault import BodyTooLarge, UpstreamFault
 

@@ -28,6 +28,7 @@ from .life import Life
 from .metrics import FALLBACKS, RETRIES, UPSTREAM_FAULTS, Metrics
 from .retry import NEVER_OPENED, SHUN_S, Again, RetryBudget, after_fault, after_status
 from .seldom import Seldom
+from .sent import Sent
 from .sticky import Sticky
 from .upstream.call import Call
 from .upstream.fault import FaultKind, UpstreamFault
@@ -43,19 +44,10 @@ _USELESS = (("x-should-retry", "false"),)
 _RESPONSE_ID = re.compile(rb'"id"\s*:\s*"([A-Za-z0-9._~-]{1,128})"')
 
 
-class Sent:
-    """An answer that has begun: ``end`` must follow. ``fallback`` is the model that gave it, if not the one asked."""
+class Placed(Sent):
+    """An answer from a backend, with its places there and at the model."""
 
-    __slots__ = (
-        "_caller",
-        "_dispatch",
-        "_lease",
-        "_model",
-        "attempts",
-        "backend",
-        "call",
-        "fallback",
-    )
+    __slots__ = ("_caller", "_dispatch", "_lease", "_model")
 
     def __init__(
         self,
@@ -125,13 +117,22 @@ class Dispatch:
         self._sticky = sticky
         self._metrics = metrics
         self._clock = clock
-        self._budget = RetryBudget()
+        self.budget = RetryBudget()
+        #: takes what is to go upstream together with others, of models that want that (:mod:`.batching`)
+        self.together: Callable[[Errand, Life], Coroutine[Any, Any, Sent] | None] | None = None
         self._seldom = Seldom()
         #: of the probe that was chosen last
         self._token = 0
 
-    def send(self, errand: Errand, life: Life) -> Coroutine[Any, Any, Sent]:
-        """One answer that has begun, and the places it holds; raises :class:`Fault` after the last try."""
+    def send(self, errand: Errand, life: Life, may_join: bool = True) -> Coroutine[Any, Any, Sent]:
+        """One answer that has begun, and the places it holds; raises :class:`Fault` after the last try.
+
+        ``may_join``: it may go upstream together with others.
+        """
+        if may_join and errand.model.batching is not None and self.together is not None:
+            joined = self.together(errand, life)
+            if joined is not None:
+                return joined
         if errand.model.fallbacks and errand.pinned is None and errand.request is not None:
             return self._send_to_any(errand, life)
         return self._send(errand, errand.model, errand.body, life, False)
@@ -171,7 +172,7 @@ class Dispatch:
                     raise _Spent(fault) from None
                 raise
         try:
-            raw, pinned, cuts, budget = errand.raw, errand.pinned, errand.cuts, self._budget
+            raw, pinned, cuts, budget = errand.raw, errand.pinned, errand.cuts, self.budget
             if model is errand.model:
                 budget.deposit()
             length = "0" if body is None else str(len(body))
@@ -237,12 +238,12 @@ class Dispatch:
                             backend.shunned_until = self._clock() + SHUN_S
                         if errand.endpoint is RESPONSES:
                             self._remember(call, backend, errand.caller.tenant)
-                        return Sent(self, errand, model, backend, lease, call, attempt)
+                        return Placed(self, errand, model, backend, lease, call, attempt)
                     self.breakers.failed(backend, token)
                     others = pinned is None and self._left(model, tried, backend)
                     if after_status(status, attempt, others, budget) is Again.NO:
                         if not (falls_back and status in (502, 503) and budget.withdraw()):
-                            return Sent(self, errand, model, backend, lease, call, attempt)
+                            return Placed(self, errand, model, backend, lease, call, attempt)
                         call.abort()
                         lease.settle()
                         raise _Spent(Fault(Kind.NO_BACKEND, f"the backend answered {status}"))

@@ -13,10 +13,11 @@ from xxhash import xxh3_64_intdigest
 
 from ..cache.digest import prefix
 from .alias import Alias
+from .batch_terms import BatchTerms
 from .caller import ANYONE, Caller
 from .config import CacheMode, Config, Published
 from .config.model import Backend as BackendConfig
-from .config.model import Policy
+from .config.model import Batching, Policy
 from .config.structs import UpstreamSettings
 from .endpoints import Endpoint
 from .errors import Fault, Kind
@@ -147,6 +148,7 @@ class Model:
         *(
             "_key_heads",
             "backends",
+            "batching",
             "cache_mode",
             "fallbacks",
             "index",
@@ -183,6 +185,7 @@ class Model:
         cache_mode: CacheMode = "deterministic",
         policy: Policy = "least_connections",
         prefix_chars: int = 1024,
+        batching: BatchTerms | None = None,
     ) -> None:
         self.name = name
         self.index = index
@@ -198,6 +201,8 @@ class Model:
         self.fallbacks: tuple[Model, ...] = ()
         self.policy = policy
         self.prefix_chars = prefix_chars
+        #: how small requests go upstream together, where they do
+        self.batching = batching
         #: whether the time to an answer's first byte is to be told to its backend
         self.timed = policy == "peak_ewma"
         #: whether backends differ in more than their weights: tiers, zones, limits of their own
@@ -296,6 +301,13 @@ class Fleet:
         ]
 
 
+def _batch_terms(batching: Batching, max_bytes: int) -> BatchTerms | None:
+    if not batching.window_ms:
+        return None
+    exact = batching.usage == "exact"
+    return BatchTerms(batching.window_ms / 1000, batching.max_items, max_bytes, exact)
+
+
 MakePool = Callable[[BackendConfig, UpstreamSettings], Pool]
 
 
@@ -342,6 +354,7 @@ def build(
                 cache_mode=(model.cache or config.cache).mode,
                 policy=model.policy,
                 prefix_chars=model.prefix_chars,
+                batching=_batch_terms(model.batching, config.limits.max_body),
             )
         )
     return Fleet(published.generation, config, tuple(models))

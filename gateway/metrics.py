@@ -85,6 +85,17 @@ FALLBACKS = Family(
     "counter",
     ("model", "to", "cause"),
 )
+BATCHES = Family(
+    "penstock_batches_total",
+    "Requests that went upstream for several callers at once, by what came of it: answered; refused (all were told "
+    "so); resent (each alone, after an error); unsplit (each alone: the answer could not be taken apart); failed; "
+    "left (nobody waited any more).",
+    "counter",
+    ("model", "outcome"),
+)
+BATCHED = Family(
+    "penstock_batched_requests_total", "Callers' requests that went upstream in those.", "counter", ("model",)
+)
 UPSTREAM_FAULTS = Family(
     "penstock_upstream_faults_total", "Faults of backends by kind.", "counter", ("model", "backend", "kind")
 )
@@ -134,6 +145,8 @@ FAMILIES: dict[str, Family] = {
             DURATION,
             RETRIES,
             FALLBACKS,
+            BATCHES,
+            BATCHED,
             UPSTREAM_FAULTS,
             PAUSES,
             LIMITED,

@@ -18,7 +18,7 @@ from ..cache.l2 import Lease
 from ..cache.marks import Claim
 from ..cache.outcome import Outcome
 from .answer import Answering, mine
-from .dispatch import Dispatch, Sent
+from .dispatch import Dispatch
 from .endpoints import Dialect, Endpoint
 from .errand import Errand
 from .errors import Fault
@@ -30,6 +30,7 @@ from .metrics import FLIGHTS, Metrics
 from .raw import ClientGone, Out, RawRequest
 from .recall import Kept, Question, Recall
 from .respond import is_event_stream
+from .sent import Sent
 from .ticket import Head, LeaderLost, Ticket
 from .turn import Turn
 from .upstream.call import Call

@@ -24,6 +24,7 @@ from ..cache.table import DOWN, BackendTable
 from .ack import AckMeter
 from .admission import Admission
 from .answer import Answering
+from .batching import Batching
 from .breakers import Breakers
 from .buffers import Buffers
 from .config import Published
@@ -137,6 +138,8 @@ class Worker:
             clock=clock,
         )
         self._answering = Answering(self.metrics, self.buffers, config.limits.max_response, loop)
+        batching = Batching(dispatch, self._answering, self.buffers, self.metrics, loop=loop, clock=clock)
+        dispatch.together = batching.send
         recall = Recall(self.memory.tiers, config.cache.l1.max_entry, _now_ms)
         self._sharing = Sharing(
             *(self.flights, recall, dispatch, self._answering, self.metrics, self.turn),

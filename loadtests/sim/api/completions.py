@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from ..exchange import Exchange
-from ..model import text
+from ..model import text, tokens
 from ..model.runner import Ticket
 from . import body as fields
 from .context import Context
@@ -32,6 +32,7 @@ class Completion:
     logprobs: int | None
     echo: bool
     include_usage: bool
+    token_ids: bool
 
 
 async def serve(context: Context, exchange: Exchange) -> None:
@@ -62,9 +63,11 @@ def understand(context: Context, body: dict[str, Any]) -> Completion:
     if limit.max_tokens is None:
         limit = Limits(_DEFAULT_TOKENS, limit.min_tokens, limit.ignore_eos, limit.stop)
     options = fields.optional(body, "stream_options", dict) or {}
+    # what is said to a prompt depends on that prompt alone, as it does at temperature 0
     choices = [
-        prose(text.seed_of(body, f"cmpl {index}"), limit, gibberish=context.gibberish)
-        for index in range(len(prompts) * n)
+        prose(text.seed_of(body | {"prompt": prompt}, f"cmpl {index}"), limit, gibberish=context.gibberish)
+        for prompt in _each(body["prompt"])
+        for index in range(n)
     ]
     return Completion(
         {
@@ -79,7 +82,13 @@ def understand(context: Context, body: dict[str, Any]) -> Completion:
         None if body.get("logprobs") is None else fields.integer(body, "logprobs", 0, 0, 20),
         fields.flag(body, "echo"),
         bool(options.get("include_usage")),
+        fields.flag(body, "return_token_ids"),
     )
+
+
+def _each(prompt: Any) -> list[Any]:
+    """The prompts one by one: texts, or lists of token ids."""
+    return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else list(prompt)
 
 
 def _plain(asked: Completion) -> dict[str, Any]:
@@ -91,7 +100,14 @@ def _plain(asked: Completion) -> dict[str, Any]:
         logprobs = None
         if asked.logprobs is not None:
             logprobs = completion_logprobs(pieces, asked.logprobs, len(before))
-        choices.append(_choice(index, before + said, logprobs, choice) | {"prompt_logprobs": None})
+        read = made_ids = None
+        if asked.token_ids:
+            read = tokens.encode(asked.prompts[index]) or [0]
+            made_ids = [tokens.encode(piece.encode() or b"\0")[0] for piece in pieces]
+        choices.append(
+            _choice(index, before + said, logprobs, choice)
+            | {"prompt_logprobs": None, "prompt_token_ids": read, "token_ids": made_ids}
+        )
     made = sum(c.goal for c in asked.choices)
     return asked.envelope | {
         "choices": choices,

@@ -14,7 +14,10 @@ from typing import Any
 import msgspec
 
 _IGNORED = frozenset(
-    {"stream", "stream_options", "user", "metadata", "request_id", "session_id", "priority", "cache"}
+    {
+        *("stream", "stream_options", "user", "metadata", "request_id", "session_id", "priority", "cache"),
+        "return_token_ids",
+    }
 )
 _WORDS = (
     *(
