@@ -59,7 +59,8 @@ class App:
             endpoint = ENDPOINTS.get(path)
             if endpoint is not None and raw.method == "POST":
                 exchange.dialect = endpoint.dialect
-                caller = self._caller(exchange)
+                keyring = self.worker.keyring
+                caller = ANYONE if keyring is None else keyring.who(exchange.credential)
                 await exchange.read_body(raw, length)
                 started = perf_counter_ns()
                 rest = self.worker.pipeline.serve(endpoint, raw, exchange, exchange, caller)
