@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import perf_counter_ns
 
 import xxhash
@@ -95,7 +95,10 @@ class Admission:
             self._row.add_running(index, -1)
             return False
         if self._keys:
-            self._row.add_key(SHARE_RUNNING, self._share(index, caller.tenant), 1)
+            share = self._shares.get((index, caller.tenant))
+            if share is None:
+                share = self._share(index, caller.tenant)
+            self._row.add_key(SHARE_RUNNING, share, 1)
         return True
 
     async def queue(self, model: Bounds, life: Queued, caller: Caller = ANYONE) -> None:
@@ -129,9 +132,19 @@ class Admission:
         index = model.index
         self._row.add_running(index, -1)
         if self._keys:
-            self._row.add_key(SHARE_RUNNING, self._share(index, caller.tenant), -1)
+            share = self._shares.get((index, caller.tenant))
+            if share is None:
+                share = self._share(index, caller.tenant)
+            self._row.add_key(SHARE_RUNNING, share, -1)
         if self._waited_for and index in self._waited_for:
             self._advance(self._waited_for[index])
+
+    def swap(self, models: Iterable[Bounds]) -> None:
+        """Other bounds for those that wait already; what a new configuration does not name keeps its own."""
+        for model in models:
+            door = self._doors.get(model.index)
+            if door is not None:
+                door.model = model
 
     @property
     def waiting(self) -> int:

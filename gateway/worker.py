@@ -132,7 +132,7 @@ class Worker:
         sticky = Sticky(segment.sticky)
         settings = config.breaker
         self.breakers = Breakers(Gates(segment), time.monotonic_ns, settings.failures, settings.open_s)
-        dispatch = Dispatch(
+        dispatch = self.dispatch = Dispatch(
             *(self._row, self._tally, slot, self.admission, self.breakers, sticky, self.metrics),
             loop=loop,
             clock=clock,
@@ -226,6 +226,7 @@ class Worker:
         old = self.fleet
         self.fleet = build(published, self._environ, self._make_pool, old)
         self.pipeline.fleet = self.fleet
+        self.admission.swap(self.fleet.models)
         limits, cache = published.config.limits, published.config.cache
         self.buffers.limit_bytes = limits.max_buffered
         self._answering.max_response = self.flights.gather_bytes = limits.max_response

@@ -81,6 +81,15 @@ def test_a_waiter_cancelled_in_the_tick_that_gave_it_a_place_hands_the_place_on(
     finish(node, [*inside, second])
 
 
+def test_who_waits_has_the_places_of_a_new_configuration(node: Node) -> None:
+    requests = [Request(node, 0, MODEL) for _ in range(LIMIT + 2)]
+    for door in node.doors:
+        door.swap([Bounds(places=LIMIT + 1, max_queue=QUEUE)])
+    node.poll()
+    assert [r.entered for r in requests] == [True] * (LIMIT + 1) + [False]
+    finish(node, requests)
+
+
 def test_models_do_not_wait_for_each_other(node: Node) -> None:
     other = Bounds(index=1, name="other", places=1)
     requests = [Request(node, 0, MODEL) for _ in range(LIMIT + 1)]
@@ -93,7 +102,7 @@ class TwoWorkers(RuleBasedStateMachine):
     """Any interleaving of arrivals, leaves, cancels, polls and reservations that another worker takes back."""
 
     requests = Bundle("requests")
-    keys = 64
+    keys = 16
     callers = (
         Caller("a"),
         Caller("b", weight=3.0),
@@ -218,8 +227,8 @@ class TwoWorkersOneTenant(TwoWorkers):
 
 for _machine in (TwoWorkers, TwoWorkersOneTenant):
     _machine.TestCase.settings = settings(
-        max_examples=settings.default.max_examples,
-        stateful_step_count=40,
+        max_examples=settings.default.max_examples // 2 or 1,
+        stateful_step_count=30,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
