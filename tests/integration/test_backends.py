@@ -28,9 +28,9 @@ class Site:
     one: Simulator
     two: Simulator
 
-    def ask(self, tokens: int = 1) -> str:
+    def ask(self) -> str:
         """One question; which server answered."""
-        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": tokens}
+        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
         answer = httpx.post(self.gate.url + CHAT, json=body, trust_env=False, timeout=30)
         answer.raise_for_status()
         return answer.headers["x-penstock-backend"]
@@ -121,27 +121,24 @@ def test_the_servers_own_metrics_are_beside_the_gateways(site: Site) -> None:
 
 
 def test_a_drained_backend_finishes_what_it_has_and_gets_nothing_new(site: Site) -> None:
-    long: list[str] = []
-    asking = [threading.Thread(target=lambda: long.append(site.ask(tokens=150))) for _ in range(2)]
-    for one in asking:
-        one.start()
-    inflight = wait_until(
-        lambda: (
-            (found := {n: one["inflight"] for n, one in site.backends().items()})
-            and sum(found.values()) == 2
-            and found
-        ),
-        what="both under way",
+    for sim in (site.one, site.two):
+        sim.faults({"faults": [{"kind": "hang", "path": CHAT, "count": 1}]})
+    got: list[str] = []
+    asking = threading.Thread(target=lambda: got.append(site.ask()))
+    asking.start()
+    (held,) = wait_until(
+        lambda: [known for known, one in site.backends().items() if one["inflight"]], what="one under way"
     )
-    busy = site.one if inflight[name(site.one)] else site.two
+    busy = site.one if held == name(site.one) else site.two
+    site.other(busy).faults({})
     with site.drained(busy):
         assert site.asked(20) == {name(site.other(busy)): 20}
-        for one in asking:
-            one.join(30)
-        assert sorted(set(long)) == sorted(n for n, count in inflight.items() if count)
-        assert len(long) == 2
-        assert site.backends()[name(busy)]["inflight"] == 0
-        assert site.backends()[name(busy)]["health"] == "up"
+        assert got == []
+        assert site.backends()[held]["inflight"] == 1
+        busy.faults({})
+        asking.join(30)
+        assert got == [held]
+        assert (site.backends()[held]["inflight"], site.backends()[held]["health"]) == (0, "up")
 
 
 def test_a_drain_outlives_the_controller_and_a_reload(site: Site) -> None:

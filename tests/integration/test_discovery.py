@@ -14,20 +14,20 @@ import pytest
 from ..support.gateway import Gateway, gateway
 from ..support.names import NameServer, name_server
 from ..support.procs import free_port, wait_until
-from ..support.sim import simulator
+from ..support.sim import Simulator, simulator
 
 CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    """Two servers on one port of two addresses, as the pods of a Service are."""
+def pod() -> Iterator[Simulator]:
+    """One of two servers on one port of two addresses, as the pods of a Service are; the other is at 127.0.0.2."""
     number = free_port()
     with (
-        simulator(model="m", decode_ms=5, port=number),
-        simulator("--host", "127.0.0.2", model="m", decode_ms=5, port=number),
+        simulator(model="m", canned=True, port=number) as one,
+        simulator("--host", "127.0.0.2", model="m", canned=True, port=number),
     ):
-        yield number
+        yield one
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def _config(names: NameServer, url: str, discover: str = "dns", **model: Any) ->
     }
 
 
-def _ask(gate: Gateway, tokens: int = 1) -> httpx.Response:
-    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": tokens}
+def _ask(gate: Gateway) -> httpx.Response:
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     return httpx.post(gate.url + CHAT, json=body, trust_env=False, timeout=30)
 
 
@@ -65,7 +65,8 @@ def _a_round(names: NameServer) -> None:
     wait_until(lambda: names.asked.total() >= seen + 5, what="look-ups")
 
 
-def test_the_fleet_follows_the_addresses_of_a_name(port: int, names: NameServer) -> None:
+def test_the_fleet_follows_the_addresses_of_a_name(pod: Simulator, names: NameServer) -> None:
+    port = pod.port
     one, two = f"127.0.0.1:{port}", f"127.0.0.2:{port}"
     with gateway(_config(names, f"http://vllm.test:{port}")) as gate:
         # nothing found yet: known, and not to be had
@@ -79,23 +80,24 @@ def test_the_fleet_follows_the_addresses_of_a_name(port: int, names: NameServer)
         names.records = {("vllm.test.", "A"): ["127.0.0.1"]}
         _goes_to(gate, one)
         assert gate.is_up("/ready")
-        names.records = {("vllm.test.", "A"): ["127.0.0.1", "127.0.0.2"]}
-        _goes_to(gate, one, two)
 
         # what is in flight with a server that leaves is finished
+        pod.faults({"faults": [{"kind": "hang", "path": CHAT, "count": 1}]})
         got: list[httpx.Response] = []
-        asking = [threading.Thread(target=lambda: got.append(_ask(gate, tokens=150))) for _ in range(2)]
-        for thread in asking:
-            thread.start()
-        wait_until(lambda: gate.metric("penstock_inflight_requests") == 2, what="both under way")
+        asking = threading.Thread(target=lambda: got.append(_ask(gate)))
+        asking.start()
+        wait_until(lambda: _status(gate)["models"]["m"]["backends"][0]["inflight"] == 1, what="under way")
         names.records = {("vllm.test.", "A"): ["127.0.0.2"]}
         _goes_to(gate, two)
-        for thread in asking:
-            thread.join(30)
-        assert sorted((a.status_code, a.headers["x-penstock-backend"]) for a in got) == [
-            (200, one),
-            (200, two),
-        ]
+        assert got == []
+        pod.faults({})
+        asking.join(30)
+        assert [(a.status_code, a.headers["x-penstock-backend"]) for a in got] == [(200, one)]
+
+        names.records = {("vllm.test.", "A"): ["127.0.0.1", "127.0.0.2"]}
+        _goes_to(gate, one, two)
+        names.records = {("vllm.test.", "A"): ["127.0.0.2"]}
+        _goes_to(gate, two)
 
         # no answer, and the answer that there is nothing, are not believed at once
         names.broken = True
@@ -133,7 +135,8 @@ def _status(gate: Gateway) -> dict[str, Any]:
     return wait_until(told, what="the status") or {}
 
 
-def test_srv_records_say_ports_and_tiers(port: int, names: NameServer) -> None:
+def test_srv_records_say_ports_and_tiers(pod: Simulator, names: NameServer) -> None:
+    port = pod.port
     with simulator(model="m") as other, gateway(_config(names, "http://_http._tcp.vllm.test", "srv")) as gate:
         names.records = {
             ("_http._tcp.vllm.test.", "SRV"): [f"10 1 {port} a.test.", f"20 1 {other.port} b.test."],
