@@ -1,9 +1,9 @@
 """Affinity within bounds: the first of a list of preferences that is not over 1.25 times its share of the load.
 
 Mirrokni, Thorup and Zadimoghaddam 2016. With few requests chance alone goes over that bound (of 16 requests, each at
-one of four backends by a hash, one has six or more nearly always), and yielding then would lose what affinity is for
-while no backend is busy. So a backend may have two standard deviations above its share, as long as it is below 25
-requests for a backend of the mean weight, and below half of what it is meant to take.
+one of four backends by a hash, one has six or more as a rule), and yielding then would lose what affinity is for while
+no backend is busy. So a backend may have two and a half standard deviations above its share, as long as that is less
+than the bound is at 25 requests a backend, and less than it is at half of what the backend is meant to take.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from math import sqrt
 from .least_connections import least_connections
 
 BOUND = 1.25
-#: Above so many requests at a backend there is nothing but the bound; 25 + 2 * 5 is not far from it there.
+#: From so many requests a backend on there is nothing but the bound: chance stays within it nine times in ten.
 _MANY = 25.0
+_DEVIATIONS = 2.5
 
 
 def bounded_load(
@@ -31,7 +32,7 @@ def bounded_load(
     count = len(weights)
     for index in order:
         share = total * weights[index] / heavy
-        slack = min(share + 2.0 * sqrt(share), BOUND * _MANY * count * weights[index] / heavy)
+        slack = min(share + _DEVIATIONS * sqrt(share), BOUND * _MANY * count * weights[index] / heavy)
         bound = max(BOUND * share, min(slack, BOUND * rooms[index] / 2.0))
         if loads[index] + 1.0 <= bound:
             return index

@@ -13,7 +13,7 @@ from ..support.gateway import Gateway, gateway
 from ..support.scripted import until
 from ..support.sim import Simulator, simulator
 
-TALKS = 32
+TALKS = 48
 TURNS = 6
 SYSTEM = (
     "You are an engineer of hydropower stations and answer in few words. " * 40
@@ -24,7 +24,7 @@ SYSTEM = (
 def sims() -> Iterator[list[Simulator]]:
     with ExitStack() as stack:
         yield [
-            stack.enter_context(simulator(prefill_tps=200_000, decode_ms=2, max_seqs=64)) for _ in range(4)
+            stack.enter_context(simulator(prefill_tps=200_000, decode_ms=6, max_seqs=64)) for _ in range(4)
         ]
 
 
