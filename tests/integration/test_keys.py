@@ -50,7 +50,12 @@ def ask(gate: Gateway, secret: str | None, **told: Any) -> httpx.Response:
     """One chat completion on a connection of its own, so that any worker may get it."""
     headers = {"authorization": f"Bearer {secret}"} if secret is not None else {}
     return httpx.post(
-        f"{gate.url}/v1/chat/completions", json={**BODY, **told}, headers=headers, timeout=30, trust_env=False
+        f"{gate.url}/v1/chat/completions",
+        json={**BODY, **told},
+        headers=headers,
+        timeout=30,
+        trust_env=False,
+        verify=False,  # no authorities to load: it is quicker
     )
 
 
@@ -65,10 +70,22 @@ def keys_of(gate: Gateway) -> dict[str, Any]:
 
 
 def refused_everywhere(gates: list[Gateway], secret: str) -> float:
-    """Until every one of many fresh connections to each gateway is refused; how long that took."""
+    """Until many fresh connections to each gateway in a row are refused; seconds after which one was still let in."""
     began = time.monotonic()
-    wait_until(lambda: all(answers(gate, secret, 12) == {401} for gate in gates), 20, "refused everywhere")
-    return time.monotonic() - began
+    served = 0.0
+
+    def refused() -> bool:
+        nonlocal served
+        for gate in gates:
+            for _ in range(12):
+                at = time.monotonic()
+                if ask(gate, secret).status_code != 401:
+                    served = at - began
+                    return False
+        return True
+
+    wait_until(refused, 20, "refused everywhere")
+    return served
 
 
 # ---- who is let in
@@ -208,7 +225,7 @@ def test_a_revoked_key_is_refused_on_every_worker(server: Simulator) -> None:
         assert answers(gate, secret, 12) == {200}
         assert gate.metric("penstock_api_keys") == 2
         assert keys_cli(gate.file, "revoke", id) == f"revoked {id}\n"
-        print(f"refused by both workers after {refused_everywhere([gate], secret):.3f} s")
+        print(f"last let in by a worker after {refused_everywhere([gate], secret):.3f} s")
         assert answers(gate, stays, 12) == {200}
         assert (gate.metric("penstock_api_keys"), gate.metric("penstock_api_keys_readable")) == (1, 1)
 
@@ -300,7 +317,7 @@ def test_a_revoked_key_is_refused_on_every_node(server: Simulator) -> None:
         for gate in (one, other):
             wait_until(lambda g=gate: answers(g, secret, 8) == {200}, 20, "the key counts")
         keys_cli(other.file, "revoke", id)
-        print(f"refused by both nodes after {refused_everywhere([one, other], secret):.3f} s")
+        print(f"last let in by a node after {refused_everywhere([one, other], secret):.3f} s")
         assert redis.command("HKEYS", "penstock:keys") == [b"version"]
         assert "there is no key" in keys_cli(other.file, "revoke", id, ok=False)
 
