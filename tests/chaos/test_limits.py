@@ -17,6 +17,8 @@ from ..support.sim import simulator
 RPM = 600
 MINUTE_S = 60.0
 ASKING = 8
+UNASKED_S = 0.1
+"""A rate of 600 a minute with its burst of three may go unasked for twice this without losing anything."""
 
 
 @pytest.mark.slow
@@ -36,14 +38,20 @@ async def test_a_minute_admits_the_limit_within_one_percent(
             admitted = {one.url: 0, two.url: 0}
             refused = 0
             until = 0.0
+            seen = {one.url: 0.0, two.url: 0.0}
+            silent_s = 0.0
 
             async def ask(url: str) -> None:
                 """On one connection, so by one worker; as often as it is allowed, and more."""
-                nonlocal refused
+                nonlocal refused, silent_s
                 async with httpx.AsyncClient(headers=headers, timeout=30, trust_env=False) as client:
                     while time.monotonic() < until:
                         answer = await client.post(f"{url}/v1/embeddings", json={"model": "m", "input": "x"})
                         assert answer.status_code in (200, 429), answer.text
+                        now = time.monotonic()
+                        if min(now, until) - max(seen.values()) > UNASKED_S:
+                            silent_s += min(now, until) - max(seen.values()) - UNASKED_S
+                        seen[url] = now
                         if answer.status_code == 200:
                             admitted[url] += time.monotonic() < until
                         else:
@@ -59,9 +67,12 @@ async def test_a_minute_admits_the_limit_within_one_percent(
                     30,
                     "every worker knows the key",
                 )
+            seen = dict.fromkeys(seen, time.monotonic())
             until = time.monotonic() + MINUTE_S
             await asyncio.gather(*(ask(url) for url in admitted for _ in range(ASKING)))
             with capsys.disabled():
-                print(f"\nadmitted {list(admitted.values())}, refused {refused}")
-            assert abs(sum(admitted.values()) - RPM) <= RPM / 100
+                print(f"\nadmitted {list(admitted.values())}, refused {refused}, silent {silent_s:.1f} s")
+            assert sum(admitted.values()) <= 1.01 * RPM
+            # what nobody asked for in time is not admitted later: a machine that stood still lost it
+            assert sum(admitted.values()) >= 0.99 * RPM - silent_s * RPM / MINUTE_S
             assert min(admitted.values()) > 0
