@@ -25,6 +25,7 @@ from .fingerprint import KEY_SCHEMA
 from .policies.eligible import rank
 from .policies.peak_ewma import Ewma
 from .upstream.call import CallTimeouts
+from .upstream.h2_pool import H2Pool
 from .upstream.origin import Origin
 from .upstream.pool import Pool
 
@@ -72,7 +73,7 @@ class Backend:
         config: BackendConfig,
         identity: str,
         secret: str | None,
-        pool: Pool,
+        pool: Pool | H2Pool,
         key: object,
         zone: str | None = None,
     ) -> None:
@@ -308,7 +309,7 @@ def _batch_terms(batching: Batching, max_bytes: int) -> BatchTerms | None:
     return BatchTerms(batching.window_ms / 1000, batching.max_items, max_bytes, exact)
 
 
-MakePool = Callable[[BackendConfig, UpstreamSettings], Pool]
+MakePool = Callable[[BackendConfig, UpstreamSettings], Pool | H2Pool]
 
 
 def build(
@@ -322,7 +323,7 @@ def build(
         backends = []
         for backend in model.backends:
             identity = f"{name}\n{backend.url}"
-            key = (backend.url, backend.tls, config.upstream)
+            key = (backend.url, backend.tls, backend.protocol, config.upstream)
             old = kept.get(identity)
             pool = old.pool if old is not None and old.key == key else make_pool(backend, config.upstream)
             secret = environ[backend.api_key_env] if backend.api_key_env else None

@@ -48,6 +48,7 @@ from .sweep import Sweep
 from .turn import Turn
 from .upstream.connector import Connector
 from .upstream.dns import Resolver
+from .upstream.h2_pool import H2Pool
 from .upstream.origin import Origin
 from .upstream.pool import Pool
 from .upstream.tls import TlsClient
@@ -286,7 +287,7 @@ class Worker:
 
     # ---- pools
 
-    def _make_pool(self, config: BackendConfig, settings: UpstreamSettings) -> Pool:
+    def _make_pool(self, config: BackendConfig, settings: UpstreamSettings) -> Pool | H2Pool:
         origin = Origin.parse(config.url)
         tls = None
         if origin.scheme == "https":
@@ -297,9 +298,21 @@ class Worker:
                 insecure=wanted.insecure,
                 server_name=wanted.server_name,
                 session_s=settings.tls_session_s,
+                alpn="h2" if config.protocol == "http2" else "http/1.1",
             )
         connections = settings.connections
         share = self._workers
+        if config.protocol == "http2":
+            return H2Pool(
+                origin,
+                loop=self.loop,
+                clock=self.clock,
+                connector=Connector(loop=self.loop, clock=self.clock, resolver=self._resolver, tls=tls),
+                min_connections=-(-settings.http2.min_connections // share),
+                max_connections=-(-settings.http2.max_connections // share),
+                max_streams=settings.http2.max_streams,
+                idle_s=connections.idle_s,
+            )
         return Pool(
             origin,
             loop=self.loop,

@@ -82,7 +82,7 @@ class Prober:
         for model, settings in published.config.models.items():
             for backend in settings.backends:
                 of_model = model if health.completion else None
-                key = TargetKey(backend.url, backend.api_key_env, backend.tls, of_model)
+                key = TargetKey(backend.url, backend.api_key_env, backend.tls, of_model, backend.protocol)
                 one = self._watched.get(key)
                 if one is None:
                     one = old.pop(key, None) or _Watched(Target(key, backend, self._environ))

@@ -29,6 +29,7 @@ class TargetKey:
     api_key_env: str | None
     tls: BackendTls | None
     model: str | None
+    protocol: str = "http1"
 
 
 class Target:
@@ -50,10 +51,15 @@ class Target:
             uds=backend.url.removeprefix("unix://") if on_socket else None,
             verify=verify,
             limits=httpx.Limits(max_keepalive_connections=0),
+            # without HTTP/1.1 a server in the clear is taken to know HTTP/2
+            http1=key.protocol == "http1",
+            http2=key.protocol == "http2",
         )
         self._client = httpx.AsyncClient(transport=transport, trust_env=False)
         # encodings could make much of a little
-        self._headers = {"connection": "close", "accept-encoding": "identity"}
+        self._headers = {"accept-encoding": "identity"}
+        if key.protocol == "http1":
+            self._headers["connection"] = "close"
         api_key = environ.get(backend.api_key_env) if backend.api_key_env else None
         if api_key:
             self._headers["authorization"] = f"Bearer {api_key}"

@@ -14,7 +14,7 @@ class FaultKind(enum.Enum):
     TLS_FAILED = "tls_failed"
     #: the connection ended or was reset before the response was complete
     CLOSED = "closed"
-    #: what came back is not an HTTP/1.1 response we would relay
+    #: what came back is not a response we would relay
     PROTOCOL = "protocol"
     FIRST_BYTE_TIMEOUT = "first_byte_timeout"
     BETWEEN_CHUNKS_TIMEOUT = "between_chunks_timeout"
@@ -28,23 +28,31 @@ class UpstreamFault(Exception):
 
     ``reused`` says that the connection had served a call before, ``got_bytes`` that at least one byte of the
     response had arrived: a reused connection that closed without a byte is a stale keep-alive connection, and
-    the one kind of ``CLOSED`` that is safe to send again. ``detail`` is for logs; it never holds bytes of a
-    body or a header value.
+    the one kind of ``CLOSED`` that is safe to send again, but for ``unseen``: the backend itself has said that
+    it did nothing with the request (HTTP/2's GOAWAY and REFUSED_STREAM). ``detail`` is for logs; it never holds
+    bytes of a body or a header value.
     """
 
     def __init__(
-        self, kind: FaultKind, detail: str = "", *, reused: bool = False, got_bytes: bool = False
+        self,
+        kind: FaultKind,
+        detail: str = "",
+        *,
+        reused: bool = False,
+        got_bytes: bool = False,
+        unseen: bool = False,
     ) -> None:
         super().__init__(f"{kind.value}: {detail}" if detail else kind.value)
         self.kind = kind
         self.detail = detail
         self.reused = reused
         self.got_bytes = got_bytes
+        self.unseen = unseen
 
     @property
     def stale(self) -> bool:
-        """Whether this is a kept-alive connection that the server had already given up."""
-        return self.kind is FaultKind.CLOSED and self.reused and not self.got_bytes
+        """Whether the server had given up this connection, or would not take the request on it: it has not acted."""
+        return self.unseen or (self.kind is FaultKind.CLOSED and self.reused and not self.got_bytes)
 
 
 class BodyTooLarge(Exception):

@@ -39,8 +39,9 @@ class TlsClient:
     """How one backend is spoken to over TLS, and its last session.
 
     ``ca`` is a PEM file of authorities to trust instead of the system's, ``insecure`` turns verification off,
-    ``server_name`` is asked for and verified instead of the URL's host. A session is offered for
-    ``session_s`` seconds after it was received. Raises OSError or ssl.SSLError when ``ca`` cannot be read.
+    ``server_name`` is asked for and verified instead of the URL's host, ``alpn`` is the protocol offered. A
+    session is offered for ``session_s`` seconds after it was received. Raises OSError or ssl.SSLError when ``ca``
+    cannot be read.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class TlsClient:
         insecure: bool = False,
         server_name: str | None = None,
         session_s: float = 3600.0,
+        alpn: str = "http/1.1",
     ) -> None:
         self.server_name = server_name
         self._clock = clock
@@ -59,7 +61,7 @@ class TlsClient:
         self._received = 0.0
         context = _ResumingContext(ssl.PROTOCOL_TLS_CLIENT)
         context.recall = self._recall
-        context.set_alpn_protocols(["http/1.1"])
+        context.set_alpn_protocols([alpn])
         if insecure:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
