@@ -23,7 +23,7 @@ from ..cache.rows import CounterRow, Tally
 from ..cache.segment import Segment, process_start
 from ..cache.slots import claim, sweep
 from ..cache.table import BackendTable
-from ..gateway.config import ConfigError, Published
+from ..gateway.config import MAX_BACKENDS, ConfigError, Published
 from ..gateway.memory import redis_settings
 from ..gateway.metrics import Metrics
 from . import admin, affinity, logs, scrape, store
@@ -35,7 +35,7 @@ from .boot import READY, RELOADED, Inheritance, settle_memory
 from .cache_admin import CacheAdmin
 from .cache_stats import CacheStats
 from .discovery import Discovery
-from .expand import Found
+from .expand import Found, expand
 from .host import serve
 from .invalidation import Invalidation
 from .keys.sync import KeysSync
@@ -235,6 +235,9 @@ class Controller:
         except OSError as fault:
             log.error("config_not_written generation=%d kept: %s", published.generation - 1, fault.strerror)
             return False
+        _, left_out = expand(published.told, published.found)
+        if left_out:
+            log.warning("backends_left_out count=%d: there can be %d", left_out, MAX_BACKENDS)
         self._published = published
         # Rows first: who sees the new number finds its backends in the table.
         await self._prober.swap(published)

@@ -11,7 +11,6 @@ Refuses to know what the configuration means.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 from collections.abc import Container, Iterable, Mapping
@@ -23,8 +22,6 @@ import xxhash
 from ..cache.segment import Segment
 from ..gateway.config import MAX_BACKENDS, MAX_MODELS, Config, Published, pack, unpack
 from .expand import Found, expand, names_in
-
-log = logging.getLogger(__name__)
 
 KEPT_FILES = 3
 _NAME = re.compile(r"(config|keys)-(\d+)\.msgpack\Z")
@@ -93,9 +90,7 @@ def following(
     before = {**(previous.found if previous else {}), **(found or {})}
     known = {name: before[name] for name in names_in(config) if name in before}
     columns_before = previous.indices if previous else {}
-    expanded, left_out = expand(config, known, columns_before)
-    if left_out:
-        log.warning("backends_left_out count=%d: %d is the most there can be", left_out, MAX_BACKENDS)
+    expanded, _ = expand(config, known, columns_before)
     return Published(
         config=expanded,
         indices=assign(expanded, columns_before, busy),

@@ -148,6 +148,14 @@ BROKEN = [
     ("models:", "$.models: nothing follows; indent its keys below it"),
     ("models:\n  m:", "$.models.m: expected a mapping, got nothing; write its keys below it, indented"),
     ("models:\n  m: {}", "$.models.m: `backends` is missing; add `backends:` here"),
+    (
+        "models:\n  m: {backends: [{url: 'http://10.0.0.1:1', discover: dns}]}",
+        "$.models.m.backends[0].discover: an address or a path is no name; remove it",
+    ),
+    (
+        MODEL + "discovery: {nameservers: ['10.0.0.2', '[::1]:5353', dns.lan]}",
+        "$.discovery.nameservers[2]: dns.lan is no address; write 10.0.0.2 or 10.0.0.2:53",
+    ),
     ("models:\n  m: {backends: []}", "$.models.m.backends: a list that must not be empty; write a list"),
     ("models:\n  m: {backends: http://h}", "$.models.m.backends: expected a list, got text; write a list"),
     (
