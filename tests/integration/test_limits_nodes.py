@@ -149,6 +149,8 @@ async def test_without_redis_each_keeps_to_its_share_and_with_it_again_to_the_wh
     world.clock.now += NODE_EVERY_NS
     await world.sync()
     assert [node.cells.segment.limit_nodes for node in (world.a, world.b)] == [2, 2]
+    assert world.a.ask(caller) == 2
+    await world.sync()
     world.server.pause()
     for _ in range(3):
         for node in (world.a, world.b):
@@ -171,7 +173,10 @@ async def test_without_redis_each_keeps_to_its_share_and_with_it_again_to_the_wh
     assert max(node.owed_ms()[0] for node in (world.a, world.b)) < 1000  # what was used apart is not told
     words = [r.message.split(":")[0] for r in caplog.records if r.message.startswith("limits_")]
     assert (
-        words == ["limits_shared nodes=1", "limits_shared nodes=2"] + ["limits_apart nodes=2"] * 2 + ["limits_shared nodes=2"] * 2
+        words
+        == ["limits_shared nodes=1", "limits_shared nodes=2"]
+        + ["limits_apart nodes=2"] * 2
+        + ["limits_shared nodes=2"] * 2
     )
 
 

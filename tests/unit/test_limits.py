@@ -431,6 +431,38 @@ def test_reservations_of_the_living_are_never_given_back(cells: Cells, clock: Cl
         assert cells.tally.of_key(KEY_TOKENS, 0) == stripe(cells)[4]
 
 
+def test_rows_never_add_up_to_less_than_the_cells(
+    cells: Cells, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At whatever moment of a worker's visit another looks; or it would give back what is in use."""
+    workers = [cells.worker(i) for i in range(2)]
+    caller = key(tpm=300_000)
+    update = Gates.update
+    looks = 0
+
+    def looked(self: Gates, at: int, fn: Callable[[list[int]], list[int]]) -> bool:
+        nonlocal looks
+
+        def then(state: list[int]) -> list[int]:
+            assert cells.tally.of_key(KEY_TOKENS, 0) >= state[4]
+            return fn(state)
+
+        done = update(self, at, then)
+        looks += update(self, at, lambda state: [*state] if enough(state) else [])
+        return done
+
+    def enough(state: list[int]) -> bool:
+        return cells.tally.of_key(KEY_TOKENS, 0) >= state[4]
+
+    monkeypatch.setattr(Gates, "update", looked)
+    for i in range(60):
+        grant = reserved(workers[i % 2], caller, 50 + i)
+        if isinstance(grant, Grant):
+            ended(grant, 3 * i)
+        clock.now += 7 * MS
+    assert looks > 20
+
+
 # ---- what is told
 
 
