@@ -208,7 +208,9 @@ class H2Pool:
         self._check_drained()
 
     def changed(self, connection: H2Connection) -> None:
-        if not connection.usable and connection in self._connections:
+        if connection not in self._connections:
+            return  # not open yet, or leaving
+        if not connection.usable:
             self._connections.remove(connection)
             if connection.streams:
                 self._leaving.add(connection)
@@ -217,11 +219,11 @@ class H2Pool:
 
     def gone(self, connection: H2Connection) -> None:
         self._leaving.discard(connection)
-        if connection in self._connections:
-            self._connections.remove(connection)
+        if connection not in self._connections:
+            return  # one that failed to open is told by its task, which decides for those who wait
+        self._connections.remove(connection)
         if self._waiting:
             self._serve()
-        self._check_drained()
 
     # -- a stream for each call --------------------------------------------------------------------
 
@@ -340,9 +342,9 @@ class H2Pool:
                 raise UpstreamFault(FaultKind.CONNECT_FAILED, "closed as soon as it was open")
         except UpstreamFault as fault:
             self._opening.discard(task)
+            self._not_opened(fault)
             if connection is not None:
                 connection.break_off(fault.kind, fault.detail)
-            self._not_opened(fault)
         except asyncio.CancelledError:
             if connection is not None:
                 connection.break_off(FaultKind.CLOSED, "not wanted any more")
