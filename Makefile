@@ -9,7 +9,7 @@ LINKS := $(VENV)/links
 FOLDERS := cache gateway workers loadtests
 PYTHON_FILES := $(FOLDERS) tests
 # Debian packages: command or file that shows one is there = package. Tests need the first list, benches both.
-TEST_TOOLS := redis-server=redis-server
+TEST_TOOLS := redis-server=redis-server /usr/sbin/nghttpx=nghttp2-proxy
 TOOLS := /usr/sbin/nginx=nginx /usr/share/nginx/modules-available/mod-http-echo.conf=libnginx-mod-http-echo \
 	/usr/bin/wrk=wrk /usr/sbin/haproxy=haproxy
 

@@ -1,0 +1,129 @@
+"""The gateway before a server of HTTP/2 that was not written here: nghttpx, with a simulator behind it."""
+
+import asyncio
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.dataplane import DataPlane, data_plane
+from tests.support.procs import Proc, free_port
+from tests.support.scripted import certificate
+from tests.support.sim import Simulator, simulator
+
+NGHTTPX = shutil.which("nghttpx") or shutil.which("nghttpx", path="/usr/sbin")
+
+pytestmark = pytest.mark.skipif(NGHTTPX is None, reason="nghttpx is not installed (make test-tools)")
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[Simulator]:
+    with simulator() as running:
+        yield running
+
+
+@contextmanager
+def nghttpx(sim: Simulator, pem: Path | None = None) -> Iterator[str]:
+    """The URL of an nghttpx that speaks HTTP/2 to us, in the clear or over TLS, and HTTP/1.1 to the simulator."""
+    port = free_port()
+    argv = [
+        str(NGHTTPX),
+        f"-b127.0.0.1,{sim.port}",
+        f"-f127.0.0.1,{port}" + (";no-tls" if pem is None else ""),
+        *(
+            "--conf=/dev/null",
+            "--no-via",
+            "--no-server-rewrite",
+            "--workers=1",
+            "--errorlog-file=/dev/stderr",
+        ),
+        *([str(pem), str(pem)] if pem is not None else []),
+    ]
+    url = f"{'http' if pem is None else 'https'}://127.0.0.1:{port}"
+
+    def ready() -> bool:
+        try:
+            return httpx.get(url + "/health", verify=False, trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    with Proc(argv, name="nghttpx", ready=ready, grace_s=1):
+        yield url
+
+
+def config(url: str, **backend: Any) -> dict[str, Any]:
+    return {
+        "models": {"sim-model": {"backends": [{"url": url, "protocol": "http2", **backend}]}},
+        "upstream": {"http2": {"min_connections": 2, "max_connections": 4, "max_streams": 50}},
+    }
+
+
+@pytest.fixture(scope="module", params=["h2c", "tls"])
+def plane(
+    request: pytest.FixtureRequest, sim: Simulator, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DataPlane]:
+    pem = certificate(tmp_path_factory.mktemp("tls"), "127.0.0.1") if request.param == "tls" else None
+    tls = {"tls": {"ca": str(pem)}} if pem is not None else {}
+    with nghttpx(sim, pem) as url, data_plane(config(url, **tls)) as running:
+        yield running
+
+
+def ask(url: str, stream: bool, **more: Any) -> httpx.Response:
+    body = {
+        "model": "sim-model",
+        "messages": [{"role": "user", "content": "hi"}],
+        "seed": 1,
+        "max_tokens": 40,
+    }
+    return httpx.post(
+        f"{url}/v1/chat/completions", json={**body, "stream": stream, **more}, timeout=30, trust_env=False
+    )
+
+
+def same(text: str) -> list[str]:
+    """An answer without what changes from one to the next."""
+    return re.sub(r'"(id|created)":\s*("[^"]*"|\d+)', "", text).split("\n\n")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_are_those_of_the_backend(plane: DataPlane, sim: Simulator, stream: bool) -> None:
+    there, here = ask(sim.url, stream), ask(f"http://127.0.0.1:{plane.port}", stream)
+    assert (here.status_code, here.headers["content-type"]) == (200, there.headers["content-type"])
+    assert same(here.text) == same(there.text)
+    assert not stream or here.text.endswith("data: [DONE]\n\n")
+
+
+def test_a_long_request_goes_through(plane: DataPlane) -> None:
+    answer = ask(f"http://127.0.0.1:{plane.port}", False, user="x" * 500_000)
+    assert answer.status_code == 200
+
+
+def test_an_error_is_the_backends_own(plane: DataPlane, sim: Simulator) -> None:
+    there, here = (ask(url, False, max_tokens=-1) for url in (sim.url, f"http://127.0.0.1:{plane.port}"))
+    assert (here.status_code, here.json()) == (there.status_code, there.json())
+    assert here.status_code == 400
+
+
+def test_a_hundred_at_a_time_and_half_of_them_leave(plane: DataPlane) -> None:
+    async def one(client: httpx.AsyncClient, number: int) -> int:
+        body = {"model": "sim-model", "prompt": str(number), "max_tokens": 30, "stream": True}
+        async with client.stream("POST", "/v1/completions", json=body) as answer:
+            async for _ in answer.aiter_raw():
+                if number % 2:
+                    break
+            return answer.status_code
+
+    async def all_of_them() -> list[int]:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{plane.port}", timeout=30, trust_env=False
+        ) as client:
+            return await asyncio.gather(*[one(client, number) for number in range(100)])
+
+    assert asyncio.run(all_of_them()) == [200] * 100
+    plane.wait_settled()
+    assert plane.call(lambda: plane.worker.fleet.backends[0].pool.connections) <= 4  # type: ignore[union-attr]
