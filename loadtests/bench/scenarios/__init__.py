@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..context import Rig
-from . import bodies, cached, governed, memory, micro, pace, shared, throughput
+from . import batching, bodies, cached, governed, memory, micro, pace, shared, throughput
 
 SCENARIOS: dict[str, Callable[[Rig], None]] = {
     "miss": throughput.miss,
@@ -14,6 +14,7 @@ SCENARIOS: dict[str, Callable[[Rig], None]] = {
     "far": cached.far,
     "fill": cached.fill,
     "governed": governed.governed,
+    "batching": batching.batching,
     "one": throughput.one_connection,
     "pace": pace.chunks,
     "first": pace.first,
