@@ -109,6 +109,10 @@ class TallyRow:
         n += cells[at]
         cells[at] = n if n > 0 else 0
 
+    def key_cells(self, what: int) -> memoryview:
+        """What :meth:`add_key` counts in, for who cannot spare a call for each; never store a negative number."""
+        return self._keys[what]
+
     def tag(self, at: int, value: int) -> None:
         """Say how far a share has come (SHARE_TAG); what counts is the highest of all workers' tags."""
         self._keys[SHARE_TAG][at] = value
@@ -205,6 +209,11 @@ class Tally:
         """One of the counts of keys and shares (:meth:`TallyRow.add_key`), all workers together."""
         column = self._columns.get((what, at))
         return sum(self._column(what, at) if column is None else column)
+
+    def key_column(self, what: int, at: int) -> memoryview:
+        """What :meth:`of_key` sums, for who cannot spare a call for each."""
+        column = self._columns.get((what, at))
+        return self._column(what, at) if column is None else column
 
     def tag(self, at: int) -> int:
         """How far a share has come, by the worker that took it farthest."""

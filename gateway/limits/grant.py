@@ -21,17 +21,16 @@ _PAID = frozenset({Outcome.MISS.value, Outcome.BYPASS.value})
 class Grant:
     """Of one request. ``end`` must be called once, when nothing more of its answer will come."""
 
-    __slots__ = ("_body", "_limits", "_prompt", "_purse", "_reserved", "_row", "_running", "_stream")
+    # Defaults of the class: a request pays for what it meets alone.
+    _reserved = 0
+    _prompt = 0
+    _body: bytes | None = None
+    _stream: StreamUsage | None = None
 
-    def __init__(self, limits: Limits, purse: Purse) -> None:
+    def __init__(self, limits: Limits, purse: Purse, running: bool) -> None:
         self._limits = limits
         self._purse = purse
-        caller = purse.caller
-        self._row = caller.row
-        self._running = caller.concurrent > 0
-        self._reserved = self._prompt = 0
-        self._body: bytes | None = None
-        self._stream: StreamUsage | None = None
+        self._running = running  # counted as such; the key's limits may change meanwhile
 
     def reserve(self, request: Request) -> None:
         """Set apart what asking a backend may cost; raises :class:`Fault` 429."""
@@ -47,8 +46,11 @@ class Grant:
 
     def fields(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """An answer's fields, with what it says of the key's limits instead of what its server says of another's."""
-        kept = [field for field in headers if not field[0].startswith("x-ratelimit-")]
-        return kept + self._limits.fields(self._purse)
+        for name, _ in headers:
+            if name.startswith("x-ratelimit-"):
+                headers = [field for field in headers if not field[0].startswith("x-ratelimit-")]
+                break
+        return headers + self._limits.fields(self._purse)
 
     def answered(self, body: bytes) -> None:
         """The answer, whole."""
@@ -64,7 +66,7 @@ class Grant:
     def end(self, life: Life) -> None:
         """Settle."""
         spent = self._spent(life) if self._reserved else 0
-        self._limits.end(self._purse, self._row, self._running, self._reserved, spent)
+        self._limits.end(self._purse, self._running, self._reserved, spent)
 
     def _spent(self, life: Life) -> int:
         if life.cache not in _PAID:

@@ -23,6 +23,8 @@ from .words import fields
 
 _AGAIN_S = 1.0
 """When to come again to a key that is asked too much at a time: nobody knows."""
+_TOLD_NS = 1_000_000
+"""For so long answers say the same of a key of which no request has ended."""
 
 
 class Counts(Protocol):
@@ -53,23 +55,24 @@ class Limits:
         self.clock_ns = clock_ns
         self._purses: dict[int, Purse] = {}
         self._unsettled: set[Purse] = set()
+        self._running = row.key_cells(KEY_RUNNING)
 
     def admit(self, caller: Caller) -> Grant:
         """Count a request of a key that has limits; raises :class:`Fault` 429. ``end`` must follow."""
-        purse = self._purses.get(caller.row)
+        row = caller.row
+        purse = self._purses.get(row)
         if purse is None:
-            purse = Purse(
-                caller, MAX_BACKENDS + caller.row, self._gates, self._row, self._tally, self._workers
-            )
-            self._purses[caller.row] = purse
+            purse = Purse(caller, MAX_BACKENDS + row, self._gates, self._row, self._tally, self._workers)
+            self._purses[row] = purse
         elif purse.caller is not caller:
             purse.take(caller)
         most = caller.concurrent
         if most:
             # reserve first: W workers admit at most W-1 too many
-            self._row.add_key(KEY_RUNNING, caller.row, 1)
-            if self._tally.of_key(KEY_RUNNING, caller.row) > most:
-                self._row.add_key(KEY_RUNNING, caller.row, -1)
+            cells = self._running
+            cells[row] += 1
+            if sum(purse.running) > most:
+                cells[row] -= 1
                 self._metrics.count(LIMITED, "concurrent")
                 raise Fault(
                     Kind.RATE_LIMITED,
@@ -77,15 +80,16 @@ class Limits:
                     retry_after_s=_AGAIN_S,
                     headers=tuple(self.fields(purse)),
                 )
-        if caller.rpm and purse.requests < 1:
-            wait = purse.request(self.clock_ns(), self._segment.limit_share)
-            if wait:
-                if most:
-                    self._row.add_key(KEY_RUNNING, caller.row, -1)
-                raise self.refused(purse, "requests", wait)
-        elif caller.rpm:
-            purse.requests -= 1
-        return Grant(self, purse)
+        if caller.rpm:
+            if purse.requests > 0:
+                purse.requests -= 1
+            else:
+                wait = purse.request(self.clock_ns(), self._segment.limit_share)
+                if wait:
+                    if most:
+                        self._running[row] -= 1
+                    raise self.refused(purse, "requests", wait)
+        return Grant(self, purse, most > 0)
 
     def reserve(self, purse: Purse, n: int) -> None:
         """Set n tokens apart; raises :class:`Fault` 429."""
@@ -97,12 +101,16 @@ class Limits:
         if wait:
             raise self.refused(purse, "tokens", wait)
 
-    def end(self, purse: Purse, row: int, running: bool, reserved: int, spent: int) -> None:
+    def end(self, purse: Purse, running: bool, reserved: int, spent: int) -> None:
         """One request has ended."""
+        purse.told = None
         if running:
-            self._row.add_key(KEY_RUNNING, row, -1)
+            row, cells = purse.caller.row, self._running
+            n = cells[row]
+            cells[row] = n - 1 if n else 0
         if reserved:
-            purse.settle(reserved, spent)
+            purse.reserved -= reserved
+            purse.tokens += reserved - spent
         elif purse.requests >= 0:
             return
         if purse.unsettled and not purse.visit(self.clock_ns(), self._segment.limit_share):
@@ -115,9 +123,18 @@ class Limits:
             self._unsettled = {p for p in self._unsettled if p.unsettled and not p.visit(now, share)}
 
     def fields(self, purse: Purse) -> list[tuple[str, str]]:
-        """What every answer says of its key's limits."""
-        caller = purse.caller
-        return fields(caller.rpm, caller.tpm, purse.rooms(self.clock_ns()))
+        """What every answer says of its key's limits; not to be changed.
+
+        Answers that go out together say the same, unless the cells were visited between them: who asks one after
+        another is told what is true.
+        """
+        now = self.clock_ns()
+        told = purse.told
+        if told is None or now - purse.told_ns > _TOLD_NS:
+            caller = purse.caller
+            purse.told = told = fields(caller.rpm, caller.tpm, purse.rooms(now))
+            purse.told_ns = now
+        return told
 
     def refused(self, purse: Purse, what: str, wait_ns: int) -> Fault:
         """What is told to who is over a limit."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 import xxhash
 
 from ...cache.gates import Gates
-from ...cache.rows import KEY_TOKENS, Tally, TallyRow
+from ...cache.rows import KEY_RUNNING, KEY_TOKENS, Tally, TallyRow
 from ..caller import Caller
 from .gcra import cost_ns, default_burst, room, used, wait_ns
 
@@ -45,7 +45,7 @@ class Purse:
         *("_held", "_now", "_own_requests", "_own_tokens", "_raised", "_refused_until", "_row", "_share"),
         *("_stripe", "_tally", "_tokens_free_at", "_tokens_refused_until", "_wait", "_want_requests"),
         *("_want_tokens", "_who", "_workers", "caller", "owed_requests", "owed_tokens", "requests"),
-        *("reserved", "tokens"),
+        *("reserved", "running", "tokens", "told", "told_ns"),
     )
 
     def __init__(
@@ -56,6 +56,11 @@ class Purse:
         self._row = row
         self._tally = tally
         self._workers = workers
+        #: requests under way, by worker
+        self.running = tally.key_column(KEY_RUNNING, caller.row)
+        #: what answers say of the key, and since when
+        self.told: list[tuple[str, str]] | None = None
+        self.told_ns = 0
         #: taken and free; below zero: owed to the cells
         self.requests = 0
         self.tokens = 0
@@ -73,6 +78,7 @@ class Purse:
     def take(self, caller: Caller) -> None:
         """The key as it is from now on."""
         self.caller = caller
+        self.told = None
         self._who = identity(caller.id)
         self._refused_until = self._free_at = self._tokens_refused_until = self._tokens_free_at = 0
         rpm, tpm, share = caller.rpm, caller.tpm, 2 * self._workers
@@ -133,11 +139,6 @@ class Purse:
         self.reserved += n
         return 0
 
-    def settle(self, reserved: int, spent: int) -> None:
-        """What was reserved has cost this much."""
-        self.reserved -= reserved
-        self.tokens += reserved - spent
-
     @property
     def unsettled(self) -> bool:
         """Whether the cells should hear of what is owed or left over here."""
@@ -163,6 +164,7 @@ class Purse:
 
     def _visit(self, now: int, share: int, requests: int, tokens: int) -> bool:
         """Settle, and take what is wanted; whether it could be tried, ``_wait`` says how it went."""
+        self.told = None
         self._now, self._share, self._wait = now, share, 0
         self._want_requests, self._want_tokens = requests, tokens
         at = self.caller.row

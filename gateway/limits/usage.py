@@ -18,7 +18,7 @@ _OBJECT = re.compile(rb'"usage"\s*:\s*\{')
 _PART = re.compile(
     rb'[{}]|"(total_tokens|prompt_tokens|completion_tokens|input_tokens|output_tokens)"\s*:\s*(\d{1,15})'
 )
-_TOTAL = re.compile(rb'"usage"\s*:\s*\{[^{}]{0,400}?"total_tokens"\s*:\s*(\d{1,15})')
+_TOTAL = re.compile(rb'"usage"\s*:\s*\{[^{}]{0,400}"total_tokens"\s*:\s*(\d{1,15})')
 _MESSAGE_END = b'"message_delta"'
 _OBJECT_BYTES = 2048  # as far as one is read
 _EVENT = b"data:"
