@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ..support.gateway import Gateway, gateway, one_model
+from ..support.leaks import nothing_left
 from ..support.procs import Proc, console_script, is_running, wait_until
 from ..support.sim import Simulator, simulator
 from .load import Load, load
@@ -39,11 +40,6 @@ async def _more(running: Load, count: int = 40) -> None:
     await _until(lambda: running.answered[200] >= target, f"{count} more answers")
 
 
-def _nothing_is_counted(gate: Gateway) -> bool:
-    names = ("penstock_inflight_requests", "penstock_running_requests", "penstock_queued_requests")
-    return all(gate.metric(name) == 0 for name in names) and gate.metric("penstock_buffered_bytes") == 0
-
-
 def _workers_up(gate: Gateway, count: int) -> bool:
     return len(gate.worker_pids()) == count
 
@@ -58,7 +54,7 @@ async def test_a_killed_worker_takes_only_its_own_requests_with_it(sim: Simulato
             await _more(running)
         assert len(running.lost) <= CLIENTS
         assert set(running.answered) == {200}, running.refusals
-        await _until(lambda: _nothing_is_counted(gate), "counts at zero")
+        await asyncio.to_thread(nothing_left, gate)
 
 
 async def test_a_worker_killed_twice_within_a_second_stops_nothing(sim: Simulator) -> None:
@@ -74,7 +70,7 @@ async def test_a_worker_killed_twice_within_a_second_stops_nothing(sim: Simulato
             await _more(running)
         assert len(running.lost) <= 2 * CLIENTS
         assert set(running.answered) == {200}, running.refusals
-        await _until(lambda: _nothing_is_counted(gate), "counts at zero")
+        await asyncio.to_thread(nothing_left, gate)
         assert gate.proc.exit_status() is None
 
 
@@ -90,7 +86,7 @@ async def test_a_killed_controller_costs_no_request(sim: Simulator) -> None:
         assert running.lost == []
         assert set(running.answered) == {200}, running.refusals
         await _until(lambda: _answers_metrics(gate), "metrics")
-        await _until(lambda: _nothing_is_counted(gate), "counts at zero")
+        await asyncio.to_thread(nothing_left, gate)
 
 
 def _answers_metrics(gate: Gateway) -> bool:
@@ -119,7 +115,7 @@ async def test_a_killed_supervisor_leaves_no_orphan_and_the_next_start_serves(si
                 before = running.answered[200]
                 await _until(lambda: running.answered[200] > before + 40, "answers from the new gateway")
                 running.stop()
-                await _until(lambda: _nothing_is_counted(gate), "counts at zero")
+                await asyncio.to_thread(nothing_left, gate)
         # Orphans drain; what their closing sockets had not accepted yet may be reset.
         assert len(running.lost) <= CLIENTS, running.lost
         assert set(running.answered) == {200}, running.refusals
@@ -141,7 +137,7 @@ async def test_a_rolling_restart_loses_no_request(sim: Simulator, fresh: bool) -
         assert running.lost == []
         assert set(running.answered) == {200}, running.refusals
         assert running.resent == 0
-        await _until(lambda: _nothing_is_counted(gate), "counts at zero")
+        await asyncio.to_thread(nothing_left, gate)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])

@@ -10,6 +10,7 @@ import pytest
 
 from ..integration.test_keys import create
 from ..support.gateway import gateway, one_model
+from ..support.leaks import nothing_left
 from ..support.procs import wait_until
 from ..support.redis import redis_server
 from ..support.sim import simulator
@@ -76,3 +77,5 @@ async def test_a_minute_admits_the_limit_within_one_percent(
             # what nobody asked for in time is not admitted later: a machine that stood still lost it
             assert sum(admitted.values()) >= 0.99 * RPM - silent_s * RPM / MINUTE_S
             assert min(admitted.values()) > 0
+            for gate in (one, two):
+                await asyncio.to_thread(nothing_left, gate)

@@ -8,20 +8,13 @@ import pytest
 
 from ..support.crowd import Crowd, key_file
 from ..support.gateway import Gateway, gateway, one_model
-from ..support.procs import wait_until
+from ..support.leaks import nothing_left
 from ..support.sim import simulator
 
 PLACES = 8
 QUEUE = 16
 WORKERS = 2
 BUFFERED_BYTES = 64 << 20
-
-
-def _resting(gate: Gateway) -> bool:
-    names = ("inflight_requests", "running_requests", "queued_requests")
-    return all(gate.metric(f"penstock_{name}") == 0 for name in names) and not gate.metric(
-        "penstock_buffered_bytes"
-    )
 
 
 async def _watch(gate: Gateway, crowd: Crowd, seconds: float) -> tuple[float, float]:
@@ -90,4 +83,4 @@ async def test_an_overload_is_refused_early_and_fairly(
             if not padding:
                 assert crowd.answered["heavy"][429] > crowd.answered["heavy"][200]
                 assert crowd.answered["light"][200] == pytest.approx(crowd.answered["heavy"][200], rel=0.05)
-            await asyncio.to_thread(wait_until, lambda: _resting(gate), 30, "counts at zero")
+            await asyncio.to_thread(nothing_left, gate)

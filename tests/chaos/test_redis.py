@@ -13,6 +13,7 @@ import pytest
 from ..support.asking import Question, ask
 from ..support.gateway import gateway, one_model
 from ..support.l2 import place
+from ..support.leaks import nothing_left
 from ..support.outage import Scene, scene
 from ..support.procs import console_script, run, wait_until
 from ..support.redis import RedisServer, redis_server
@@ -42,6 +43,7 @@ async def test_an_outage_of_redis_costs_no_request(how: str, capsys: pytest.Capt
         }[how]
         async with set_up.traffic(CLIENTS) as pulse:
             await pulse.outage(begin, end, count=COUNT, said="l2_full" if how == "full" else "l2_down")
+        await _left(set_up)
         with capsys.disabled():
             print(f"\nRedis {how}: {dict(set_up.controllers())}\n{pulse.table()}")
 
@@ -60,8 +62,15 @@ async def test_an_empty_redis_in_place_of_the_old_one_costs_no_request(
             # it is back so soon that a worker may not have noticed
             await asyncio.to_thread(wait_until, lambda: _closed(set_up), 60, "nobody says it is down")
             assert set(map(tuple, set_up.lines())) <= {(), ("l2_down", "l2_up")}
+        await _left(set_up)
         with capsys.disabled():
             print(f"\nRedis replaced: {set_up.lines()}\n{pulse.table()}")
+
+
+async def _left(set_up: Scene) -> None:
+    """Nothing, in any gateway."""
+    for gate in (*set_up.nodes, *([set_up.off] if set_up.off is not None else [])):
+        await asyncio.to_thread(nothing_left, gate)
 
 
 def _closed(set_up: Scene) -> bool:
@@ -86,6 +95,7 @@ async def test_a_gateway_that_starts_without_redis_answers_and_uses_it_when_it_c
                 await set_up.all_say("l2_down", "l2_up")
                 await pulse.used("in use", COUNT)
                 await set_up.all_say("l2_down", "l2_up")
+            await _left(set_up)
             with capsys.disabled():
                 print(f"\nNo Redis at the start\n{pulse.table()}")
 
@@ -118,6 +128,7 @@ async def test_a_failover_costs_no_request(
                 await set_up.in_use()
                 await pulse.used("in use again", COUNT)
                 await set_up.all_say("l2_down", "l2_up")
+            await _left(set_up)
             with capsys.disabled():
                 print(
                     f"\n{kind}: another master after {over_s:.1f} s, used by all workers after {again_s:.1f} s, "

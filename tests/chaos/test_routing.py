@@ -10,6 +10,7 @@ import pytest
 
 from ..support.asking import Asker, Question
 from ..support.gateway import gateway, one_model
+from ..support.leaks import nothing_left
 from ..support.sim import simulator
 
 pytestmark = pytest.mark.slow
@@ -57,6 +58,8 @@ async def test_the_p95_of_two_workers_is_within_a_tenth_of_that_of_one(
             for _ in range(ROUNDS):  # in turn: the machine's mood is the same for both
                 alone += await _taken_s(one.port)
                 shared += await _taken_s(two.port)
+            for gate in (one, two):
+                await asyncio.to_thread(nothing_left, gate)
     ratio = _p95_ms(shared) / _p95_ms(alone)
     with capsys.disabled():
         print(f"\np95: one worker {_p95_ms(alone):.1f} ms, two {_p95_ms(shared):.1f} ms, × {ratio:.3f}")
