@@ -6,13 +6,14 @@ when the window ends goes as it came. The answer is taken apart (:mod:`.batch_te
 that one caller's input may have caused, each goes alone after all, so that nobody suffers for another. Who leaves is
 taken out; when the last has left, the request is not sent, or is cancelled.
 
-Servers tell the tokens of all inputs of an embedding together: what each caller's were is asked of the same server's
-``/tokenize``, within the same lease, once the answer has begun. Refuses to know bodies and headers.
+Servers tell the tokens of all inputs of an embedding together: what each caller's were is asked of a server's
+``/tokenize`` meanwhile. Refuses to know bodies and headers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from time import perf_counter_ns
@@ -68,6 +69,7 @@ class Batching:
         self._tasks: set[asyncio.Task[None]] = set()
         #: until when requests of a kind go alone, by model and endpoint
         self._apart: dict[tuple[str, str], float] = {}
+        self._turns = itertools.count()
         self._seldom = Seldom()
 
     def send(self, errand: Errand, life: Life) -> Coroutine[Any, Any, Sent] | None:
@@ -167,11 +169,12 @@ class Batching:
         if not self._buffers.try_hold(size):
             _alone(members)
             return "resent"
+        counts = self._count(batch.terms, members, portions)
         try:
             sent = await self._dispatch.send(together, batch.life, False)
             held = Held(self._answering.account(sent.call))
             try:
-                return await self._share_out(batch, members, portions, sent, held)
+                return await self._share_out(batch, members, portions, sent, held, counts)
             finally:
                 sent.end()
                 held.drop()
@@ -187,9 +190,30 @@ class Batching:
             return "unsplit"
         finally:
             self._buffers.release(size)
+            if counts is not None:
+                counts.cancel()
+
+    def _count(
+        self, terms: BatchTerms, members: Sequence[_Member], portions: Sequence[Portion]
+    ) -> asyncio.Task[list[list[int]]] | None:
+        """Begin to count the texts' tokens while they are embedded: all servers of a model count alike."""
+        model = members[0].errand.model
+        able = [backend for backend in model.backends if backend.up and not backend.shut]
+        if not (terms.exact and portions[0].texts and portions[0].field == "input" and able):
+            return None
+        counting = Counting(able[next(self._turns) % len(able)], model.name, model.timeouts, self._clock)
+        task = self._loop.create_task(counting.of(portions, members[0].errand.raw.request_id))
+        task.add_done_callback(_seen)
+        return task
 
     async def _share_out(
-        self, batch: _Batch, members: Sequence[_Member], portions: Sequence[Portion], sent: Sent, held: Held
+        self,
+        batch: _Batch,
+        members: Sequence[_Member],
+        portions: Sequence[Portion],
+        sent: Sent,
+        held: Held,
+        counting: asyncio.Task[list[list[int]]] | None,
     ) -> str:
         began = perf_counter_ns()
         exact = batch.terms.exact
@@ -198,11 +222,9 @@ class Batching:
             body = await self._answering.gather(call, held.account)
             if call.status >= 300:
                 return self._pass_on(members, sent, bytes(body), held)
-            counts = None
-            if exact and portions[0].field == "input" and portions[0].texts:
-                model = members[0].errand.model
-                counting = Counting(sent.backend, sent.fallback or model.name, model.timeouts, self._clock)
-                counts = await counting.of(portions, members[0].errand.raw.request_id)
+            if counting is not None and sent.fallback:
+                raise Unsplit("another model answered, which counts in its own way")
+            counts = await counting if counting is not None else None
         finally:
             batch.life.upstream_ns += perf_counter_ns() - began
         idents = [member.errand.raw.request_id for member in members]
@@ -317,6 +339,12 @@ def _alone(members: Sequence[_Member]) -> None:
     for member in members:
         if not member.future.done():
             member.future.set_result(None)
+
+
+def _seen(task: asyncio.Task[list[list[int]]]) -> None:
+    """What counting failed of is told where it is waited for, and nobody waits after an error."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _tell(members: Sequence[_Member], fault: Fault) -> None:

@@ -301,6 +301,17 @@ def test_the_call_ends_with_the_last_who_leaves_and_with_none_before(server):
         wait_until(lambda: server.stats()["aborted"] == 1, 10, "the call is cancelled")
 
 
+def test_the_counting_of_texts_ends_with_their_last_caller(server):
+    server.faults({"faults": [{"kind": "hang"}]})
+    with batching(server, 2) as plane:
+        wires = [Wire(plane.port).send(request(EMBED, encoded({"input": text}))) for text in "ab"]
+        wait_until(lambda: server.stats()["in_flight"] == 3, 10, "the texts are embedded and counted")
+        for wire in wires:
+            wire.socket.close()
+        plane.wait_settled()
+        wait_until(lambda: server.stats()["aborted"] == 3, 10, "all calls are cancelled")
+
+
 def test_those_who_stay_are_answered(server):
     server.faults({"faults": [{"kind": "hang"}]})
     with batching(server, 2) as plane, Wire(plane.port) as staying:
