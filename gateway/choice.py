@@ -72,21 +72,26 @@ class Choice:
         self, model: Model, tried: tuple[Backend, ...], now: float, errand: Errand | None = None
     ) -> Backend | None:
         """The backend to ask; None when there is none that may be asked. ``now``: the worker's clock."""
+        everyone = model.backends
+        if model.plain and not tried and 1 < len(everyone) <= self._widest:
+            # while all is well: what follows, `_counts` and `least_connections`, in one pass
+            columns = self._columns
+            scores = [
+                (sum(columns[b.index]) + b.hint + 1.0) / (b.weight * b.ramp)
+                for b in everyone
+                if b.up and not b.shut and b.shunned_until <= now
+            ]
+            if len(scores) == len(everyone):
+                self._turn = turn = self._turn + 1
+                return everyone[lightest(scores, turn)]
         backends = [
             b
-            for b in model.backends
+            for b in everyone
             if b.up and b.shunned_until <= now and not b.shut and (not tried or b not in tried)
-        ] or [b for b in model.backends if b.up and not b.shut and b not in tried]
+        ] or [b for b in everyone if b.up and not b.shut and b not in tried]
         if len(backends) < 2:
             return backends[0] if backends else None
         self._turn = turn = self._turn + 1
-        if model.plain and len(backends) <= self._widest:  # as `_counts` and `least_connections`, in one pass
-            columns = self._columns
-            return backends[
-                lightest(
-                    [(sum(columns[b.index]) + b.hint + 1.0) / (b.weight * b.ramp) for b in backends], turn
-                )
-            ]
         counts: list[int] | None = None
         if model.ranked:
             counts = self._counts(backends)
