@@ -484,6 +484,28 @@ def test_answers_say_where_the_key_stands(cells: Cells, clock: Clock) -> None:
     assert purse.reserved > 89
 
 
+def test_who_asks_one_after_another_is_told_what_is_left(cells: Cells, clock: Clock) -> None:
+    """The clock stands, and no request but the first visits the cells."""
+    worker, caller = cells.worker(0), key(rpm=600_000, concurrent=9)
+    said = []
+    for _ in range(4):
+        grant = asked(worker, caller)
+        assert isinstance(grant, Grant)
+        said.append(int(dict(grant.fields([]))["x-ratelimit-remaining-requests"]))
+        grant.end(Life())
+    assert said == [said[0] - n for n in range(4)]
+
+    first, second = asked(worker, caller), asked(worker, caller)
+    assert isinstance(first, Grant)
+    assert isinstance(second, Grant)
+    told = first.fields([])
+    third = asked(worker, caller)
+    assert second.fields([]) == told  # they go out together
+    clock.now += 2 * MS
+    assert isinstance(third, Grant)
+    assert third.fields([]) != told
+
+
 def test_a_refusal_names_the_limit_in_openais_words(cells: Cells) -> None:
     worker = cells.worker(0)
     asked(worker, key(rpm=1))
