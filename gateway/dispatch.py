@@ -147,9 +147,8 @@ class Dispatch:
             except _Spent as spent:
                 try:
                     body = errand.body_for(following)
-                except (
-                    Fault
-                ):  # it cannot be said in such a body who is asked, and that is not the client's fault
+                except Fault:
+                    # it cannot be said in such a body who is asked, and that is not the client's fault
                     raise spent.fault from None
                 self._metrics.count(FALLBACKS, model.name, following.name, spent.fault.kind.value)
                 more = self._seldom.due(("fallback", model.name, following.name), self._clock())

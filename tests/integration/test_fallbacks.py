@@ -142,11 +142,14 @@ def test_a_full_queue_sends_them_on(sims: tuple[Simulator, Simulator]) -> None:
         assert first.result(30).json()["model"] == "a"
 
 
-def test_retries_that_are_spent_are_spent_for_other_models_too(sims: tuple[Simulator, Simulator]) -> None:
+@pytest.mark.parametrize("answers", [True, False], ids=["503", "refused"])
+def test_retries_that_are_spent_are_spent_for_other_models_too(
+    sims: tuple[Simulator, Simulator], answers: bool
+) -> None:
     sims[0].faults({"kind": "status", "status": 503})
-    with _plane(sims[0].url, sims) as (_, client):
+    with _plane(sims[0].url if answers else _dead(), sims) as (_, client):
         found = [client.post(CHAT, json=_body()).status_code for _ in range(40)]
-        assert set(found) == {200, 503}
+        assert set(found) == {200, 503 if answers else 502}
         assert found.count(200) <= 10 + 40 / 5  # what is kept of the budget, and a fifth
 
 
