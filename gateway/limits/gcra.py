@@ -15,6 +15,8 @@ MINUTE_NS = 60_000_000_000
 #: The share of a minute's allowance that may come at once where nobody says otherwise: 1/200. A minute then admits
 #: at most half a percent too many; the other half is for what nodes do not know of each other.
 BURST_PARTS = 200
+#: Nothing is owed for longer than that, some 146 years: the time stays within a cell of 64 bits.
+LONGEST_NS = 1 << 62
 
 
 def cost_ns(n: int, per_minute: int) -> int:
@@ -41,7 +43,8 @@ def used(owed_until: int, now: int, cost: int) -> int:
     """The new ``owed_until`` when something of this cost was used; a negative cost gives back."""
     if cost < 0:
         return max(0, owed_until + cost)
-    return (owed_until if owed_until > now else now) + cost
+    owed_until = (owed_until if owed_until > now else now) + cost
+    return owed_until if owed_until < now + LONGEST_NS else now + LONGEST_NS
 
 
 def room(owed_until: int, now: int, burst: int, per_minute: int) -> int:

@@ -2,7 +2,8 @@
 
 Strategy: the object ``usage`` is looked for from the end, as bytes, and nothing is decoded: inside a JSON text its
 quotes would be escaped, so what looks like the key is one. Servers write it behind the content. A stream that says
-nothing of usage is counted by its events: vLLM sends one for each token. Knows nothing of limits.
+nothing of usage is counted by its events: vLLM sends one for each token. A number that no answer can have cost, of
+nine digits and more, or one that is no whole number, is as good as none. Knows nothing of limits.
 
 Objects: https://platform.openai.com/docs/api-reference/chat/object (``prompt_tokens``, ``completion_tokens``,
 ``total_tokens``), …/responses/object and https://docs.anthropic.com/en/api/messages (``input_tokens``,
@@ -16,9 +17,10 @@ import re
 _KEY = b'"usage"'
 _OBJECT = re.compile(rb'"usage"\s*:\s*\{')
 _PART = re.compile(
-    rb'[{}]|"(total_tokens|prompt_tokens|completion_tokens|input_tokens|output_tokens)"\s*:\s*(\d{1,15})'
+    rb'[{}]|"(total_tokens|prompt_tokens|completion_tokens|input_tokens|output_tokens)"'
+    rb"\s*:\s*(\d{1,8})(?![\d.eE])"
 )
-_TOTAL = re.compile(rb'"usage"\s*:\s*\{[^{}]{0,400}"total_tokens"\s*:\s*(\d{1,15})')
+_TOTAL = re.compile(rb'"usage"\s*:\s*\{[^{}]{0,400}"total_tokens"\s*:\s*(\d{1,8})(?![\d.eE])')
 _MESSAGE_END = b'"message_delta"'
 _OBJECT_BYTES = 2048  # as far as one is read
 _EVENT = b"data:"

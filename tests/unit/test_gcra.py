@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.gateway.limits.gcra import MINUTE_NS, cost_ns, default_burst, room, used, wait_ns
+from penstock.gateway.limits.gcra import LONGEST_NS, MINUTE_NS, cost_ns, default_burst, room, used, wait_ns
 
 RATES = st.integers(1, 1_000_000_000)
 START = 5 * MINUTE_NS
@@ -78,3 +78,11 @@ def test_what_costs_more_than_a_burst_is_admitted_when_nothing_is_owed() -> None
 @pytest.mark.parametrize(("rate", "burst"), [(1, 1), (199, 1), (600, 3), (60_000, 300)])
 def test_half_a_percent_may_come_at_once(rate: int, burst: int) -> None:
     assert default_burst(rate) == burst
+
+
+@given(rate=RATES, n=st.integers(1, 1 << 80), nodes=st.integers(1, 1 << 20), again=st.integers(1, 5))
+def test_whatever_was_used_the_time_stays_within_a_cell(rate: int, n: int, nodes: int, again: int) -> None:
+    owed = START
+    for _ in range(again):
+        owed = used(owed, START, cost_ns(n, rate) * nodes)
+    assert owed <= START + LONGEST_NS < 1 << 63

@@ -57,6 +57,13 @@ def message(*events: dict[str, Any]) -> bytes:
         (body(choices=[{"text": "no"}], usage=None), None),
         (b"", None),
         (b'{"usage" : { "total_tokens" : 8', 8),
+        (body(usage={"total_tokens": 99_999_999}), 99_999_999),
+        # what no answer costs is not believed, and not read in part
+        *(
+            (b'{"usage":{"prompt_tokens":3,"total_tokens":%s}}' % absurd, 3)
+            for absurd in (b"100000000", b"9" * 15, b"9" * 40, b"1e30", b"1E3", b"1.5", b"-4", b'"7"', b"[7]")
+        ),
+        (b'{"usage":{"total_tokens":1e30}}', None),
     ],
 )
 def test_a_whole_answer_says_what_it_cost(answer: bytes, tokens: int | None) -> None:
