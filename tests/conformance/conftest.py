@@ -6,6 +6,9 @@ Read from the environment:
     PENSTOCK_TEST_VLLM_POOLING_URL  another one with a pooling model (embeddings, score, rerank), optional
     PENSTOCK_TEST_VLLM_KEY          the API key of both
     PENSTOCK_TEST_DIRECT            set: no gateway between, which tells the backend's faults from the gateway's
+
+Tests marked `protocols` run once with each protocol named, spoken between the gateway and its backend. For HTTP/2 an
+nghttpx stands between the gateway and the tap, so what passed can still be compared.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import httpx
 import pytest
 
 from ..support.gateway import Gateway, gateway
+from ..support.nghttpx import nghttpx
 from ..support.procs import free_port
 from ..support.sim import Simulator, simulator
 from .tap import tap
@@ -30,6 +34,23 @@ ALIAS = "gpt-4o-mini"
 ANTHROPIC_ALIAS = "claude-local"
 DEAD = "dead-model"
 SLASHED = "org/Slashed-7B"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    mark = metafunc.definition.get_closest_marker("protocols")
+    protocols = mark.args if mark else ("http1",)
+    if any(os.environ.get(f"PENSTOCK_TEST_{name}") for name in ("VLLM_URL", "DIRECT")):
+        protocols = tuple(protocol for protocol in protocols if protocol == "http1")
+    for name in ("target", "faulty_target"):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, protocols, indirect=True, scope="session")
+
+
+def _spoken(stack: ExitStack, url: str, protocol: str, **settings: str) -> dict[str, str]:
+    """The backend at `url` as the gateway is told of it, with what makes it speak `protocol`."""
+    if protocol == "http2":
+        url = stack.enter_context(nghttpx(url))
+    return {"url": url, "protocol": protocol, **settings}
 
 
 def _served(url: str, key: str) -> str:
@@ -47,8 +68,8 @@ def real() -> str | None:
 
 
 @pytest.fixture(scope="session")
-def target(real: str | None) -> Iterator[Target]:
-    """The server under test."""
+def target(request: pytest.FixtureRequest, real: str | None) -> Iterator[Target]:
+    """The server under test; the parameter is the protocol that it speaks to its backend."""
     with ExitStack() as stack:
         key = os.environ.get("PENSTOCK_TEST_VLLM_KEY", BACKEND_KEY) if real else BACKEND_KEY
         pooling_url = os.environ.get("PENSTOCK_TEST_VLLM_POOLING_URL", "").rstrip("/") if real else None
@@ -66,16 +87,14 @@ def target(real: str | None) -> Iterator[Target]:
             yield Target(front.url, model, model, pooling, key, front, side, bool(real), backend_key=key)
             return
         nobody = {"url": f"http://127.0.0.1:{free_port()}"}
+        backend = _spoken(stack, front.url, request.param, api_key_env=KEY_ENV)
         models = {
-            model: {
-                "aliases": [ALIAS, ANTHROPIC_ALIAS],
-                "backends": [{"url": front.url, "api_key_env": KEY_ENV}],
-            },
+            model: {"aliases": [ALIAS, ANTHROPIC_ALIAS], "backends": [backend]},
             DEAD: {"backends": [nobody], "max_model_len": 4096},
             SLASHED: {"backends": [nobody], "aliases": ["slashed"]},
         }
         if pooling:
-            models[pooling] = {"backends": [{"url": side.url, "api_key_env": KEY_ENV}]}
+            models[pooling] = {"backends": [{**backend, "url": side.url} if pooling_url else backend]}
         config = {"models": models, "workers": {"count": 2}, "log": {"level": "DEBUG"}}
         running = stack.enter_context(gateway(config, env={KEY_ENV: key}))
         yield Target(
@@ -90,6 +109,7 @@ def target(real: str | None) -> Iterator[Target]:
             gateway=running,
             backend_key=key,
             names=tuple(models),
+            backend=backend["url"],
         )
 
 
@@ -124,12 +144,12 @@ def faulty(simulated: None) -> Iterator[Simulator]:
 
 
 @pytest.fixture(scope="session")
-def faulty_target(faulty: Simulator) -> Iterator[Target]:
-    """A gateway with short deadlines before it."""
+def faulty_target(request: pytest.FixtureRequest, faulty: Simulator) -> Iterator[Target]:
+    """A gateway with short deadlines before it; the parameter as for `target`."""
     with ExitStack() as stack:
         front = stack.enter_context(tap(faulty.url))
         model = {
-            "backends": [{"url": faulty.url}],
+            "backends": [_spoken(stack, front.url, request.param)],
             "timeouts": {"first_byte_s": 20, "between_chunks_s": 1.0, "connect_s": 5, "total_s": 0},
         }
         running = stack.enter_context(gateway({"models": {"sim-model": model}, "health": {"fall": 100}}))

@@ -61,7 +61,8 @@ class Target:
     """One server under test before one backend that is tapped.
 
     `real`: the backend is a vLLM, not the simulator. `gateway` is None when the suite talks to the backend directly.
-    `pooling` is the model of embeddings and their kin, None where the backend has none.
+    `pooling` is the model of embeddings and their kin, None where the backend has none. `backend` is its URL as the
+    gateway knows it.
     """
 
     url: str
@@ -75,6 +76,7 @@ class Target:
     gateway: Gateway | None = None
     backend_key: str = ""
     names: tuple[str, ...] = field(default=())
+    backend: str = ""
 
     def openai(self, **options: Any) -> OpenAI:
         settings: dict[str, Any] = {"max_retries": 0, "timeout": TIMEOUT_S, "api_key": self.key}

@@ -14,6 +14,8 @@ from .target import Target
 TOOL: Any = {"name": "get_weather", "description": "The weather of a city.", "input_schema": WEATHER}
 STOPS = ("end_turn", "max_tokens", "stop_sequence")
 
+pytestmark = pytest.mark.protocols("http1", "http2")
+
 
 def _text(content: Any) -> str:
     return "".join(block.text for block in content if block.type == "text")

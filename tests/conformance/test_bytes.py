@@ -13,6 +13,8 @@ import pytest
 from .bodies import AUDIO, GENERATING, POOLING, TEXT, WAVE, chat
 from .target import Target, assert_same
 
+pytestmark = pytest.mark.protocols("http1", "http2")
+
 
 @pytest.mark.parametrize("path", TEXT)
 def test_a_plain_answer_is_the_backends_own(target: Target, path: str) -> None:

@@ -6,7 +6,9 @@ The true status goes into the error frame and into the metric, for the status li
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -16,8 +18,9 @@ import openai
 import pytest
 
 from ..support.gateway import Gateway, gateway, one_model
+from ..support.nghttpx import needs_nghttpx, nghttpx
 from ..support.procs import wait_until
-from ..support.sim import Simulator
+from ..support.sim import Simulator, simulator
 from .bodies import GENERATING, chat, completion, message, response
 from .rogue import Then, chunk, rogue, stream_head
 from .target import Target
@@ -105,22 +108,34 @@ def test_a_whole_stream_raises_nothing_and_counts_as_200(faulty_target: Target, 
     wait_until(lambda: _grew(_counted(faulty_target, path), before) == {"200": 1}, 15, "one more 200")
 
 
+def _break_off(target: Target, break_with: Callable[[str], int], fault: str, reader: str) -> None:
+    path, read, error = READERS[reader]
+    before = _counted(target, path)
+    status = break_with(fault)
+    with pytest.raises((error, ValueError) if fault in INSIDE else error):
+        read(target)
+    wait_until(
+        lambda: _grew(_counted(target, path), before),
+        15,
+        "a count",
+    )
+    assert _grew(_counted(target, path), before) == {str(status): 1}
+
+
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_sdk_raises_and_the_true_status_is_counted(
     faulty_target: Target, break_with: Callable[[str], int], fault: str, reader: str
 ) -> None:
-    path, read, error = READERS[reader]
-    before = _counted(faulty_target, path)
-    status = break_with(fault)
-    with pytest.raises((error, ValueError) if fault in INSIDE else error):
-        read(faulty_target)
-    wait_until(
-        lambda: _grew(_counted(faulty_target, path), before),
-        15,
-        "a count",
-    )
-    assert _grew(_counted(faulty_target, path), before) == {str(status): 1}
+    _break_off(faulty_target, break_with, fault, reader)
+
+
+@pytest.mark.protocols("http2")
+@pytest.mark.parametrize(("fault", "reader"), list(zip(FAULTS, itertools.cycle(READERS), strict=False)))
+def test_the_sdk_raises_over_http2_as_well(
+    faulty_target: Target, break_with: Callable[[str], int], fault: str, reader: str
+) -> None:
+    _break_off(faulty_target, break_with, fault, reader)
 
 
 async def _drain(stream: AsyncIterator[Any]) -> None:
@@ -196,6 +211,7 @@ def test_the_error_frame_is_the_dialects_own_and_the_last(
     assert "[DONE]" not in [data for _, data in events]
 
 
+@pytest.mark.protocols("http1", "http2")
 @pytest.mark.parametrize("path", GENERATING)
 def test_an_upstreams_own_error_frame_is_passed_on_untouched(
     faulty_target: Target, break_with: Callable[[str], int], path: str
@@ -208,6 +224,36 @@ def test_an_upstreams_own_error_frame_is_passed_on_untouched(
     assert b"EngineCore died" in through.body
     assert len(_events(through.body)) == len(_events(direct.content))
     assert _events(through.body)[-1] == _events(direct.content)[-1]
+
+
+@needs_nghttpx
+@pytest.mark.usefixtures("simulated")
+def test_a_stream_that_http2_resets_ends_in_an_error_frame() -> None:
+    """Four on one connection, all begun: nghttpx resets each when the server behind it has gone."""
+    with (
+        simulator() as sim,
+        nghttpx(sim.url) as url,
+        gateway(
+            {
+                "models": {"m": {"backends": [{"url": url, "protocol": "http2"}]}},
+                "upstream": {"http2": {"min_connections": 1, "max_connections": 1}},
+                "workers": {"count": 1},
+            }
+        ) as running,
+        httpx.Client(base_url=running.url, timeout=60, trust_env=False) as client,
+        contextlib.ExitStack() as stack,
+    ):
+        sim.faults({"path": "/v1/*", "kind": "hang", "stage": "stream"})
+        answers = {}
+        for path, make in GENERATING.items():
+            asked = client.stream("POST", path, json=make("m", stream=True))
+            answers[path] = stack.enter_context(asked).iter_bytes()
+            assert next(answers[path]).startswith((b"data: ", b"event: "))
+        sim.proc.send(signal.SIGKILL)
+        for path, rest in answers.items():
+            name, data = _events(b"".join(rest))[-1]
+            assert data["error"]["status"] == 502
+            assert name == ("error" if path in ("/v1/messages", "/v1/responses") else "")
 
 
 @pytest.mark.parametrize("path", GENERATING)
@@ -340,6 +386,7 @@ def test_a_garbage_chunk_ends_the_stream_with_an_error_frame(path: str, ending: 
         assert backend.gone.wait(10)
 
 
+@pytest.mark.protocols("http1", "http2")
 def test_a_gateway_is_well_after_all_this(faulty_target: Target) -> None:
     running = faulty_target.gateway
     assert isinstance(running, Gateway)

@@ -14,6 +14,8 @@ from .target import Target
 
 USER: list[Any] = [{"role": "user", "content": "How high is the tower?"}]
 
+pytestmark = pytest.mark.protocols("http1", "http2")
+
 
 def test_a_chat_completion_comes_back(target: Target) -> None:
     done = target.openai().chat.completions.create(**chat(target.model))

@@ -2,58 +2,24 @@
 
 import asyncio
 import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.support.dataplane import DataPlane, data_plane
-from tests.support.procs import Proc, free_port
+from tests.support.nghttpx import needs_nghttpx, nghttpx
 from tests.support.scripted import certificate
 from tests.support.sim import Simulator, simulator
 
-NGHTTPX = shutil.which("nghttpx") or shutil.which("nghttpx", path="/usr/sbin")
-
-pytestmark = pytest.mark.skipif(NGHTTPX is None, reason="nghttpx is not installed (make test-tools)")
+pytestmark = needs_nghttpx
 
 
 @pytest.fixture(scope="module")
 def sim() -> Iterator[Simulator]:
     with simulator() as running:
         yield running
-
-
-@contextmanager
-def nghttpx(sim: Simulator, pem: Path | None = None) -> Iterator[str]:
-    """The URL of an nghttpx that speaks HTTP/2 to us, in the clear or over TLS, and HTTP/1.1 to the simulator."""
-    port = free_port()
-    argv = [
-        str(NGHTTPX),
-        f"-b127.0.0.1,{sim.port}",
-        f"-f127.0.0.1,{port}" + (";no-tls" if pem is None else ""),
-        *(
-            "--conf=/dev/null",
-            "--no-via",
-            "--no-server-rewrite",
-            "--workers=1",
-            "--errorlog-file=/dev/stderr",
-        ),
-        *([str(pem), str(pem)] if pem is not None else []),
-    ]
-    url = f"{'http' if pem is None else 'https'}://127.0.0.1:{port}"
-
-    def ready() -> bool:
-        try:
-            return httpx.get(url + "/health", verify=False, trust_env=False).status_code == 200
-        except httpx.HTTPError:
-            return False
-
-    with Proc(argv, name="nghttpx", ready=ready, grace_s=1):
-        yield url
 
 
 def config(url: str, **backend: Any) -> dict[str, Any]:
@@ -69,7 +35,7 @@ def plane(
 ) -> Iterator[DataPlane]:
     pem = certificate(tmp_path_factory.mktemp("tls"), "127.0.0.1") if request.param == "tls" else None
     tls = {"tls": {"ca": str(pem)}} if pem is not None else {}
-    with nghttpx(sim, pem) as url, data_plane(config(url, **tls)) as running:
+    with nghttpx(sim.url, pem) as url, data_plane(config(url, **tls)) as running:
         yield running
 
 
