@@ -27,6 +27,8 @@ _MOST_CHARS = 512
 """No key is longer; what is longer is not hashed."""
 _PLACE_BYTES = 16
 _RETRY_S = 1.0
+_FIRST = datetime.datetime(1, 1, 2, tzinfo=datetime.UTC)
+_LAST = datetime.datetime(9999, 12, 31, tzinfo=datetime.UTC)
 
 _Rate = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 
@@ -50,6 +52,11 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True,
     weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
     expires: Annotated[datetime.datetime, Meta(tz=True)] | None = None
     created: Annotated[datetime.datetime, Meta(tz=True)] | None = None
+
+    def __post_init__(self) -> None:
+        for name, time in (("expires", self.expires), ("created", self.created)):
+            if time is not None and not _FIRST <= time < _LAST:  # what is sent on is in UTC
+                raise ValueError(f"{name}: not a time between the years 1 and 9999")
 
     @property
     def limited(self) -> bool:
@@ -124,7 +131,7 @@ def _caller(id: str, key: Key, row: int) -> Caller:
         tpm=key.tpm,
         concurrent=key.concurrent,
         burst=key.burst,
-        expires_s=key.expires.timestamp() if key.expires is not None else 0.0,
+        expires_s=0.0 if key.expires is None else key.expires.timestamp() or -1.0,  # 0 is for never
         row=row,
     )
 

@@ -47,11 +47,18 @@ class Sticky:
         self._turn = 0
 
     def put(self, response_id: str, backend: int, tenant: str = "") -> None:
-        """Remember that this backend holds the response, which is this tenant's."""
+        """Remember that this backend holds the response, which is this tenant's.
+
+        One that is known to be another tenant's stays so: vLLM lets clients choose the id of their own.
+        """
         tag, base = self._place(response_id)
         cells = self._cells
         way = next((w for w in range(WAYS) if cells[base + w] & _ID in (0, tag)), None)
-        if way is None:
+        if way is not None:
+            cell = cells[base + way]
+            if cell & _ID and cell & _TENANT != _mark(tenant):
+                return
+        else:
             self._turn += 1
             way = self._turn % WAYS
         cells[base + way] = tag | _mark(tenant) | (backend + 1)

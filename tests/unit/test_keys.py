@@ -66,6 +66,7 @@ def test_a_key_ends_at_its_expiry_and_not_before() -> None:
     assert at(1).who(SECRET).id == "key_1"
     assert "expired" in refused(at(0), SECRET).message
     assert refused(at(-1), SECRET).status == 401
+    assert refused(at(-NOW), SECRET).status == 401, "1970 is not never"
 
 
 def test_the_whole_digest_is_compared_and_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:

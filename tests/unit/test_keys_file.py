@@ -61,6 +61,13 @@ def test_times_may_be_written_as_people_do(written: str, meant: tuple[int, ...])
     assert key.expires == datetime.datetime(*meant, tzinfo=datetime.UTC)  # type: ignore[misc,arg-type]
 
 
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59.5-14:00"])
+def test_a_time_that_cannot_be_sent_on_is_refused_in_redis_too(time: str) -> None:
+    data = f'{{"hash":"{HASH}","tenant":"a","expires":"{time}"}}'.encode()
+    with pytest.raises(BadKeys):
+        unpack("r", data)
+
+
 SECRET = "sk-penstock-should-not-be-said"
 
 
@@ -89,6 +96,13 @@ SECRET = "sk-penstock-should-not-be-said"
         (f"{GOOD}    models: []\n", "models: Expected `array` of length >= 1"),
         (f"{GOOD}    models: m\n", "models: Expected `array"),
         (f"{GOOD}    expires: soon\n", "expires: "),
+        *(
+            (f"{GOOD}    {name}: {quote}{time}{quote}\n", "not a time between the years")
+            for name in ("expires", "created")
+            for quote in ("", '"')
+            for time in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "9999-12-31T23:59:59Z")
+        ),
+        (f"{GOOD}    expires: 0000-01-01\n", "year|expires"),
         ("a: &a [x,x,x,x,x,x,x,x]\n" * 1 + "keys: &k {k: *k}", "unknown|itself|alias"),
         ("x" * (1 << 20) + "y", "larger than 1 MiB"),
     ],

@@ -71,3 +71,12 @@ def test_what_is_another_tenants_is_refused_and_never_found() -> None:
         with pytest.raises(Foreign):
             table.find("resp_a", BACKENDS, other)
     assert table.find("resp_b", BACKENDS, "umbrella") is None, "of what nobody put nothing is known"
+
+
+def test_who_takes_the_id_of_anothers_response_does_not_get_it() -> None:
+    table = Sticky(cells())
+    table.put("resp_a", 1, "acme")
+    table.put("resp_a", 0, "umbrella")  # vLLM lets clients say which id theirs is to have
+    assert table.find("resp_a", BACKENDS, "acme") == Backend(1)
+    with pytest.raises(Foreign):
+        table.find("resp_a", BACKENDS, "umbrella")

@@ -5,6 +5,7 @@ Nothing here says what a value was: somebody may have put a secret where a hash 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
 from collections.abc import Mapping
@@ -105,7 +106,12 @@ def _key(where: str, told: Any) -> Key:
 def _utc(value: Any) -> Any:
     """Times as YAML gives them, a day or one without a zone among them, in UTC."""
     if isinstance(value, datetime.datetime):
-        return value.replace(tzinfo=datetime.UTC) if value.tzinfo is None else value.astimezone(datetime.UTC)
+        if value.tzinfo is None:
+            return value.replace(tzinfo=datetime.UTC)
+        with contextlib.suppress(
+            OverflowError
+        ):  # on the first day or the last one there are, and `Key` refuses both
+            return value.astimezone(datetime.UTC)
     if isinstance(value, datetime.date):
         return datetime.datetime(value.year, value.month, value.day, tzinfo=datetime.UTC)
     return value
