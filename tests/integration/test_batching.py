@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -48,6 +49,10 @@ def batching(
 ) -> Iterator[DataPlane]:
     told = {"window_ms": window_ms, "max_items": max_items, **more}
     with data_plane(config(server, told, cache)) as plane:
+        if window_ms == LONG_MS:  # longer than a test may take, and than the configuration allows
+            model = plane.worker.fleet.models[0]
+            assert model.batching is not None
+            model.batching = replace(model.batching, window_s=3600.0)
         yield plane
 
 
@@ -165,11 +170,17 @@ def test_streams_and_requests_with_many_inputs_do_not_wait_for_others(server):
 
 
 def test_the_next_batch_takes_whom_the_full_one_has_no_room_for(server):
-    bodies: list[Body] = [{"input": [[n, n], [n]]} for n in range(1, 5)]
+    bodies: list[Body] = [{"input": [[n]] * items} for n, items in ((1, 3), (2, 3), (3, 2))]
     expected = alone(server, EMBED, bodies)
-    with batching(server, 4) as plane:
-        replies = all_at_once(plane.port, EMBED, bodies)
-    assert [without_id(reply.body) for reply in replies] == expected
+    with batching(server, 5) as plane, ExitStack() as stack:
+        wires = [stack.enter_context(Wire(plane.port)) for _ in bodies]
+        wires[0].send(request(EMBED, encoded(bodies[0])))
+        plane.wait_for(requests=1)
+        wires[1].send(request(EMBED, encoded(bodies[1])))
+        first = wires[0].reply()
+        wires[2].send(request(EMBED, encoded(bodies[2])))
+        replies = [first, wires[1].reply(), wires[2].reply()]
+    assert [without_id(reply.body) for reply in replies if reply is not None] == expected
     assert counts(server) == {EMBED: 2}
 
 
