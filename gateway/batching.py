@@ -44,6 +44,8 @@ APART_S = 60.0
 _MORE_BYTES = 512  # what a body of many has that none of its parts has, at most
 #: Statuses that speak of the server's state: asking again at once, for each alone, would only make it worse.
 _NOT_AGAIN = frozenset({408, 429})
+#: Of a failure to several tenants, what each is told.
+_ERROR = b'{"error":{"message":"the backend answered %d","type":"%s","param":null,"code":null}}'
 
 
 class Batching:
@@ -238,12 +240,16 @@ class Batching:
         """An error: one caller's input may be to blame, so each asks alone, after a failure within the budget."""
         status = sent.call.status
         outcome = "refused"
+        # a server may quote what it was asked
+        foreign = len({member.errand.caller.tenant for member in members}) > 1
+        if foreign:
+            body = _ERROR % (status, b"rate_limit_error" if status == 429 else b"server_error")
         for member in members:
             if status not in _NOT_AGAIN and (status < 500 or self._dispatch.budget.withdraw()):
                 outcome = "resent"
                 _alone((member,))
             else:
-                member.give(sent, body, held)
+                member.give(sent, body, held, own=not foreign)
         return outcome
 
     def _goes_apart(self, errand: Errand) -> bool:
@@ -270,10 +276,14 @@ class _Member:
         self.future = future
         self.size = len(errand.body or b"")
 
-    def give(self, sent: Sent, body: bytes, held: Held) -> None:
-        """Its own answer; nothing when it has left."""
+    def give(self, sent: Sent, body: bytes, held: Held, own: bool = True) -> None:
+        """Its answer; nothing when it has left. ``own``: the body is the server's, else JSON of ours."""
         if not self.future.done():
-            self.future.set_result(Part(sent, body, held))
+            part = Part(sent, body, held)
+            if not own:
+                kept = [field for field in sent.call.headers if not field[0].lower().startswith(b"content-")]
+                part.call.headers = [*kept, (b"content-type", b"application/json")]
+            self.future.set_result(part)
 
 
 class _Batch:
