@@ -14,6 +14,7 @@ from penstock.workers.backend_scrape import BackendScrape
 from penstock.workers.board import Board
 from penstock.workers.probes import Prober
 
+from ..support.h2_server import Asked, H2Peer, each, h2_scripted
 from ..support.scripted import Peer, scripted, until
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}"
@@ -217,3 +218,26 @@ async def test_a_shorter_interval_counts_at_once() -> None:
             assert server.asked["/health"] == 1
             await at.prober.swap(store.following(settings(Backend(url=one.url)), first))
             await until(at_least(server, "/health", 5))
+
+
+async def test_probes_and_metrics_are_asked_for_in_the_backends_protocol() -> None:
+    asked: dict[bytes | None, Asked] = {}
+
+    async def answer(peer: H2Peer, request: Asked) -> None:
+        path = request.field(b":path")
+        asked[path] = request
+        peer.reply(request.number, PAGE if path == b"/metrics" else b"{}")
+
+    async with h2_scripted(each(answer)) as server:
+        first = store.first(settings(Backend(url=server.url, api_key_env="KEY")))
+        async with probing(first, KEY="sk-backend") as at:
+            await until(lambda: at.board.health_of(0) == DOWN)  # it does not speak HTTP/1.1
+            assert not asked
+            second = Backend(url=server.url, api_key_env="KEY", protocol="http2")
+            await at.prober.swap(store.following(settings(second), first))
+            await until(lambda: at.board.row(0).waiting == 7)
+            assert at.board.health_of(0) == UP
+            assert set(asked) == {b"/health", b"/metrics"}
+            for request in asked.values():
+                assert request.field(b"authorization") == b"Bearer sk-backend"
+            await until(lambda: server.open <= 2)  # a connection of its own each time, and none is kept

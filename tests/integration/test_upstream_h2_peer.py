@@ -2,14 +2,20 @@
 
 import asyncio
 import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 
-from tests.support.dataplane import DataPlane, data_plane
+from penstock.gateway.upstream.h2_pool import H2Pool
+from penstock.gateway.upstream.pool import Pool
+from tests.support.dataplane import DataPlane, data_plane, published
 from tests.support.nghttpx import needs_nghttpx, nghttpx
+from tests.support.procs import wait_until
 from tests.support.scripted import certificate
 from tests.support.sim import Simulator, simulator
 
@@ -93,3 +99,52 @@ def test_a_hundred_at_a_time_and_half_of_them_leave(plane: DataPlane) -> None:
     assert asyncio.run(all_of_them()) == [200] * 100
     plane.wait_settled()
     assert plane.call(lambda: plane.worker.fleet.backends[0].pool.connections) <= 4  # type: ignore[union-attr]
+
+
+def test_a_reload_to_http2_makes_a_new_pool_and_loses_no_request(sim: Simulator) -> None:
+    """One port, which speaks both: what has begun ends over HTTP/1.1, what begins after the reload is a stream."""
+
+    def settings(protocol: str) -> dict[str, Any]:
+        return config(url, protocol=protocol)
+
+    with nghttpx(sim.url) as url, data_plane(settings("http1")) as plane:
+        gate = f"http://127.0.0.1:{plane.port}"
+        before = plane.worker.fleet.backends[0].pool
+        stop = threading.Event()
+        statuses: list[int] = []
+
+        def keep_asking() -> None:
+            while not stop.is_set():
+                statuses.append(ask(gate, False).status_code)
+
+        with (
+            ThreadPoolExecutor(4) as threads,
+            httpx.Client(base_url=gate, timeout=30, trust_env=False) as client,
+        ):
+            sim.faults({"path": "/v1/completions", "kind": "hang", "stage": "stream"})
+            body = {"model": "sim-model", "prompt": "x", "max_tokens": 30, "stream": True}
+            with client.stream("POST", "/v1/completions", json=body) as answer:
+                pieces = answer.iter_text()
+                text = next(pieces)
+                asking = [threads.submit(keep_asking) for _ in range(4)]
+                try:
+                    wait_until(lambda: len(statuses) > 10, what="answers over HTTP/1.1")
+                    plane.call(lambda: plane.worker.swap(published(yaml.safe_dump(settings("http2")))))
+                    after = plane.worker.fleet.backends[0].pool
+                    assert isinstance(before, Pool)
+                    assert isinstance(after, H2Pool)
+                    wait_until(lambda: before.active == 1, what="the end of all but the stream")
+                    seen = len(statuses)
+                    wait_until(lambda: len(statuses) > seen + 10, what="answers over HTTP/2")
+                finally:
+                    stop.set()
+                    sim.reset()
+                text += "".join(pieces)
+            for thread in asking:
+                thread.result()
+        assert text.endswith("data: [DONE]\n\n")
+        assert '"error"' not in text
+        assert set(statuses) == {200}
+        wait_until(lambda: (before.active, before.idle) == (0, 0), what="the end of the old pool")
+        assert 1 <= after.connections <= 4
+        plane.assert_no_trouble()
