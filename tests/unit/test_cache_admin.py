@@ -65,7 +65,7 @@ class Node:
         stamp = epochs.stamp(epochs.scope(model, tenant), key)
         head = record.Writer().head(200, FIELDS)
         assert head is not None
-        value = record.cut(head, body, cuts) if cuts else record.whole(head, body)
+        value = record.cut(head, body, cuts) if cuts else (head, body)
         packed = pack(key, stamp, NOW_MS - 1500, NOW_MS + ms, *value)
         assert self.l1.put(key, packed, NOW_MS)
 
