@@ -50,6 +50,7 @@ from .upstream.connector import Connector
 from .upstream.dns import Resolver
 from .upstream.h2_pool import H2Pool
 from .upstream.origin import Origin
+from .upstream.outbox import Outbox
 from .upstream.pool import Pool
 from .upstream.tls import TlsClient
 from .watch import Watch
@@ -97,6 +98,7 @@ class Worker:
         self.metrics = Metrics(CounterRow(segment, slot))
         self.watch = Watch(loop)
         self.turn = Turn(loop)
+        self._outbox = Outbox(loop)
         self.sweep = Sweep(port if port is not None else published.config.listen.port, self.watch.clients)
         self.loop = loop
         self._environ = environ
@@ -321,4 +323,5 @@ class Worker:
             min_idle=-(-connections.min_idle // share),
             max_idle=-(-connections.max_idle // share),
             idle_s=connections.idle_s,
+            outbox=self._outbox,
         )

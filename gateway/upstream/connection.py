@@ -25,7 +25,7 @@ _NEVER = float("inf")
 class Owner(Protocol):
     """What a connection tells its pool."""
 
-    def to_send(self, connection: Connection) -> None:
+    def to_send(self, connection: Connection, /) -> None:
         """It has a request to send; ``send`` is to be called within this turn of the loop."""
 
     def finished(self, connection: Connection, reusable: bool) -> None:

@@ -23,11 +23,10 @@ from .connection import Connection
 from .connector import Connector
 from .fault import FaultKind, UpstreamFault
 from .origin import Origin
+from .outbox import Outbox
 
 _NEVER = float("inf")
 _LONGEST_IDLE_S = 60.0
-#: with fewer calls in progress a request is written at once: a turn of the loop would only delay it
-_FEW = 4
 #: how much earlier than its server we let go of a connection
 _MARGIN_S = 1.0
 #: how long there may be more than ``max_idle``
@@ -36,7 +35,7 @@ _EXCESS_S = 1.0
 
 class Pool:
     """Connections to ``origin``. ``idle`` and ``active`` (calls and connects in progress) are for gauges and
-    tests.
+    tests. ``outbox``: its own where it is alone.
     """
 
     def __init__(
@@ -49,6 +48,7 @@ class Pool:
         min_idle: int,
         max_idle: int,
         idle_s: float,
+        outbox: Outbox | None = None,
     ) -> None:
         self.origin = origin
         self._loop = loop
@@ -59,7 +59,9 @@ class Pool:
         self._idle_s = idle_s
         self._idle: list[Connection] = []
         self._active: set[Connection] = set()
-        self._unsent: list[Connection] = []
+        self._outbox = Outbox(loop) if outbox is None else outbox
+        #: told by connections whose request is ready; a frame less than to pass it on
+        self.to_send: Callable[[Connection], None] = self._outbox.add
         self._connecting = 0
         self._closing = False
         self._drained: asyncio.Future[None] | None = None
@@ -106,6 +108,7 @@ class Pool:
             now = self._clock()
         call, waiter = connection.start(head, body, timeouts, now, total_deadline, cuts)
         self._active.add(connection)
+        self._outbox.calls += 1
         try:
             await waiter
         except BaseException:
@@ -158,23 +161,10 @@ class Pool:
 
     # -- told by connections -----------------------------------------------------------------------
 
-    def to_send(self, connection: Connection) -> None:
-        # Under load all requests of one turn of the loop are written together: a system call between two of them
-        # costs the second one warm caches and branch predictions, which is more than the call itself.
-        if len(self._active) < _FEW:
-            connection.send()
-            return
-        if not self._unsent:
-            self._loop.call_soon(self._send)
-        self._unsent.append(connection)
-
-    def _send(self) -> None:
-        unsent, self._unsent = self._unsent, []
-        for connection in unsent:
-            connection.send()
-
     def finished(self, connection: Connection, reusable: bool) -> None:
-        self._active.discard(connection)
+        if connection in self._active:
+            self._active.remove(connection)
+            self._outbox.calls -= 1
         if connection.served == 1 and self.origin.scheme == "https":
             self._connector.remember_session(connection.transport)
         if reusable:
@@ -190,7 +180,9 @@ class Pool:
             self._check_drained()
 
     def gone(self, connection: Connection) -> None:
-        self._active.discard(connection)
+        if connection in self._active:
+            self._active.remove(connection)
+            self._outbox.calls -= 1
         if connection in self._idle:
             self._idle.remove(connection)
         if self._drained is not None:

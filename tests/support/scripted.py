@@ -174,6 +174,7 @@ async def pool_for(
     finally:
         await pool.close()
         assert (pool.active, pool.idle) == (0, 0)
+        assert pool._outbox.calls == 0
 
 
 TIMEOUTS = CallTimeouts(connect_s=5, first_byte_s=60, between_chunks_s=30, total_s=0)
