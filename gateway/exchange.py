@@ -88,8 +88,7 @@ class Exchange(Life):
         """Send a whole response; ValueError for a status outside 200–599."""
         self._begin(status, headers)
         if self.grant is not None:
-            headers = self.grant.fields(headers)
-            self.grant.answered(body)
+            headers = self.grant.fields(headers, body)
         self._proto.response_bytes(status, headers, body)
 
     def stream(self, status: int, headers: list[tuple[str, str]]) -> Exchange:

@@ -134,13 +134,18 @@ class App:
     def _record_all(self) -> None:
         answered, self._answered = self._answered, []
         for one in answered:
+            exchange = one[0]
+            if exchange.grant is not None:
+                try:
+                    exchange.grant.end(exchange)
+                except Exception:  # the others have places to give back, too
+                    log.exception("settling_failed request_id=%s", exchange.request_id)
+        for one in answered:
             self._record(*one)
 
     def _record(
         self, exchange: Exchange, endpoint: Endpoint | None, path: str, started: int, total: int
     ) -> None:
-        if exchange.grant is not None:
-            exchange.grant.end(exchange)
         status = exchange.status
         name = endpoint.path if endpoint is not None else "other"
         self._metrics.request(exchange.model, name, status, exchange.cache)

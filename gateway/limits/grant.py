@@ -44,18 +44,18 @@ class Grant:
 
     # ---- the answer
 
-    def fields(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """An answer's fields, with what it says of the key's limits instead of what its server says of another's."""
+    def fields(self, headers: list[tuple[str, str]], body: bytes | None = None) -> list[tuple[str, str]]:
+        """An answer's fields, with what it says of the key's limits instead of what its server says of another's.
+
+        ``body``: the answer, where it is whole.
+        """
+        if self._reserved:
+            self._body = body
         for name, _ in headers:
             if name.startswith("x-ratelimit-"):
                 headers = [field for field in headers if not field[0].startswith("x-ratelimit-")]
                 break
         return headers + self._limits.fields(self._purse)
-
-    def answered(self, body: bytes) -> None:
-        """The answer, whole."""
-        if self._reserved:
-            self._body = body
 
     def streamed(self, life: Life) -> StreamUsage | None:
         """What is to be fed with the answer's body as it goes out; None where nobody wants to know."""

@@ -66,7 +66,7 @@ def reserved(limits: Limits, caller: object, max_tokens: int = 100) -> Grant | F
 def ended(grant: Grant, total: int, status: int = 200, cache: str = PAID) -> None:
     life = Life()
     life.cache, life.status = cache, status
-    grant.answered(json.dumps({"usage": {"total_tokens": total}}).encode())
+    grant.fields([], json.dumps({"usage": {"total_tokens": total}}).encode())
     grant.end(life)
 
 
