@@ -1,8 +1,10 @@
 """What a node's keys have used, told to the other nodes through Redis, and what those have used, heard in return.
 
-Redis has for each key that is in use `<prefix>:{limits}:<64 bits in hex>`, two integers: the times at which no requests
-and no tokens are owed any more, in microseconds of its own clock. A sorted set, `<prefix>:{limits}:nodes`, has the
-nodes that live. All of them have one hash tag, so that one script may touch them in a Cluster too.
+Redis has for each key that is in use `<prefix>:{limits}:<64 bits in hex>`, three integers: the times at which no
+requests and no tokens are owed any more, and when that was written, in microseconds of its own clock. Where that clock
+has been put back since, or another server with an earlier one has taken over, the debts move with it. A sorted set,
+`<prefix>:{limits}:nodes`, has the nodes that live. All of them have one hash tag, so that one script may touch them in
+a Cluster too.
 
 Strategy: a node decides by its own cells (`penstock.gateway.limits.purse`) and never asks. The controller looks every
 50 ms which cells have changed, adds what they were charged since to the key's in Redis, and takes what comes of that
@@ -63,15 +65,16 @@ for i = 2, #KEYS do
   if known then
     for word in string.gmatch(known, '%d+') do words[#words + 1] = tonumber(word) end
   end
+  local back = math.max(0, (words[3] or 0) - now)
   for j = 1, 2 do
     local more, own = tonumber(ARGV[at + j]), tonumber(ARGV[at + 2 + j])
     local owed = words[j]
     if not owed then
       owed = now + own
     elseif more < 0 then
-      owed = owed + more
+      owed = owed - back + more
     else
-      owed = math.max(owed, now) + more
+      owed = math.max(owed - back, now) + more
     end
     if owed < 0 then owed = 0 end
     words[j] = owed
@@ -79,7 +82,8 @@ for i = 2, #KEYS do
     told[#told + 1] = owed - now
   end
   local ttl = math.floor((last - now) / 1000) + 60000
-  redis.call('SET', KEYS[i], string.format('%.0f %.0f', words[1], words[2]), 'PX', string.format('%.0f', ttl))
+  local kept = string.format('%.0f %.0f %.0f', words[1], words[2], now)
+  redis.call('SET', KEYS[i], kept, 'PX', string.format('%.0f', ttl))
 end
 return told
 """

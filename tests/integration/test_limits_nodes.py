@@ -202,6 +202,24 @@ async def test_an_emptied_redis_takes_the_nodes_word(world: World) -> None:
     assert 2_100 < world.a.owed_ms()[0] <= 2_200
 
 
+async def test_a_clock_of_redis_that_is_put_back_locks_nobody_out(world: World) -> None:
+    caller = key(rpm=60_000, tpm=60_000)
+    ended_early = reserved(world.a.workers[0], caller, 10)
+    assert isinstance(ended_early, Grant)
+    ended(ended_early, 5_000)
+    await world.sync()
+    redis = world.a.redis
+    (name,) = [name for name in await redis.keys("t:{limits}:*") if not name.endswith(b":nodes")]
+    hour_us = 3_600_000_000  # what was written is an hour ahead of a clock that is an hour behind
+    ahead = [int(word) + hour_us for word in (await redis.get(name)).split()]
+    await redis.set(name, " ".join(map(str, ahead)), keepttl=True)
+    assert world.b.ask(caller) > 0
+    await world.sync()
+    assert 0 <= world.b.owed_ms()[0] < 100
+    assert 4_500 < world.b.owed_ms()[1] <= 5_100, "what is owed stays owed"
+    assert world.b.ask(caller) > 0
+
+
 async def test_a_new_controller_tells_nothing_twice(world: World) -> None:
     caller = key(rpm=600, burst=50)
     assert world.a.ask(caller, 10) == 20
