@@ -233,17 +233,19 @@ class H2Pool:
     def _choose(self, now: float) -> H2Connection | None:
         """The connection for the next call; None when it is to wait for one."""
         best: H2Connection | None = None
+        fewest = 0
         for connection in self._connections:
+            streams = connection.streams
+            if best is not None and (
+                streams > fewest or (streams == fewest and connection.idle_since <= best.idle_since)
+            ):
+                continue
             if not connection.usable or self._room(connection) <= 0:
                 continue
-            if not connection.streams and now - connection.idle_since >= self._idle_s:
+            if not streams and now - connection.idle_since >= self._idle_s:
                 continue  # the tick is about to close it, and perhaps the server is
-            if best is None or (connection.streams, -connection.idle_since) < (
-                best.streams,
-                -best.idle_since,
-            ):
-                best = connection
-        if best is not None and best.streams and now >= self._make_do_until and self._total < self._min:
+            best, fewest = connection, streams
+        if best is not None and fewest and now >= self._make_do_until and self._total < self._min:
             return None
         return best
 
