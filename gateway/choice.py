@@ -17,7 +17,6 @@ from .fleet import Backend, Model
 from .policies.bounded_load import bounded_load
 from .policies.eligible import eligible
 from .policies.least_connections import least_connections
-from .policies.lightest import lightest
 from .policies.peak_ewma import peak_ewma
 from .policies.power_of_two import pair, power_of_two
 from .policies.rendezvous import rendezvous
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
 #: Cells of the tally that one choice may read; a fleet with more is summed once a turn of the loop.
 _CELLS = 256
+_MOST = float("inf")
 
 
 class Choice:
@@ -74,16 +74,21 @@ class Choice:
         """The backend to ask; None when there is none that may be asked. ``now``: the worker's clock."""
         everyone = model.backends
         if model.plain and not tried and 1 < len(everyone) <= self._widest:
-            # while all is well: what follows, `_counts` and `least_connections`, in one pass
+            # while all is well: what follows, `_counts`, `least_connections` and `lightest`, in one pass
             columns = self._columns
-            scores = [
-                (sum(columns[b.index]) + b.hint + 1.0) / (b.weight * b.ramp)
-                for b in everyone
-                if b.up and not b.shut and b.shunned_until <= now
-            ]
-            if len(scores) == len(everyone):
+            least, equal = _MOST, []
+            for backend in everyone:
+                if not backend.up or backend.shut or backend.shunned_until > now:
+                    break
+                n = sum(columns[backend.index])
+                score = (n + backend.hint + 1.0) / (backend.weight * backend.ramp)
+                if score < least:
+                    least, equal = score, [backend]
+                elif score == least:
+                    equal.append(backend)
+            else:
                 self._turn = turn = self._turn + 1
-                return everyone[lightest(scores, turn)]
+                return equal[turn % len(equal)]
         backends = [
             b
             for b in everyone
