@@ -138,6 +138,8 @@ class Pipeline:
         A backend that fails does not end the search; when no other has it, its failure is the answer: it might have it.
         What is another tenant's, or at a model that is not for this caller, is not there.
         """
+        if caller.row >= 0:
+            life.grant = self._limits.admit(caller)
         allowed = {route.model for _, route in self.fleet.routes_of(caller)}
         by_backend = {b.index: model for model in allowed for b in model.backends}
         within = [b for b in self.fleet.backends if b.index in by_backend]

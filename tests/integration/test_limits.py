@@ -74,6 +74,15 @@ def test_over_the_limit_a_client_is_told_when_to_come_again(gate: Gateway) -> No
     assert gate.metric("penstock_limited_total", limit="requests") >= 1
 
 
+def test_a_request_about_a_stored_response_is_one_as_well(gate: Gateway, server: Simulator) -> None:
+    with client(gate, "--rpm", "2", "--burst", "2", "--concurrent", "1") as asking:
+        before = server.stats()["requests"]
+        answers = [asking.get(f"/v1/responses/resp_{n}") for n in range(4)]
+    assert [a.status_code for a in answers] == [404, 404, 429, 429]
+    assert [left(a, "requests") for a in answers] == [1, 0, 0, 0]
+    assert server.stats()["requests"] == before + 2
+
+
 def test_hits_cost_a_request_and_no_tokens(gate: Gateway) -> None:
     with client(gate, "--rpm", "60", "--burst", "10", "--tpm", "1") as asking:
         body = {"model": "m", "messages": MESSAGES, "max_tokens": 2, "seed": 7}
