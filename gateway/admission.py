@@ -29,6 +29,7 @@ from .bounds import Bounds, OwnRow, Queued, Sums
 from .caller import ANYONE, Caller
 from .errors import Fault, Kind
 from .fairness import Lane, Line, Waiter, needier, urgency, urgency_of
+from .seldom import Seldom
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,18 @@ class Admission:
     ``keys``: how many shares there are cells for; 0 where there is one tenant only.
     """
 
-    __slots__ = ("_clock", "_doors", "_keys", "_loop", "_row", "_shares", "_sums", "_timer", "_waited_for")
+    __slots__ = (
+        "_clock",
+        "_doors",
+        "_keys",
+        "_loop",
+        "_row",
+        "_seldom",
+        "_shares",
+        "_sums",
+        "_timer",
+        "_waited_for",
+    )
 
     def __init__(
         self,
@@ -80,6 +92,7 @@ class Admission:
         self._waited_for: dict[int, _Door] = {}
         self._shares: dict[tuple[object, ...], int] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._seldom = Seldom()
 
     # ---- for requests
 
@@ -107,7 +120,9 @@ class Admission:
         try:
             await self.wait(model, caller)
         except Fault as fault:
-            log.info("%s model=%s", fault.kind.value, model.name)
+            more = self._seldom.due((model.name, fault.kind), self._clock())
+            if more is not None:
+                log.info("%s model=%s more=%d", fault.kind.value, model.name, more)
             raise
         finally:
             life.queued_ns += perf_counter_ns() - started

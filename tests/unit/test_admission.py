@@ -1,5 +1,6 @@
 """Admission over two workers that share a segment: bounds, order, room in the queue, and nobody forgotten."""
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from penstock.gateway.caller import ANYONE, Caller
-from penstock.gateway.errors import Kind
+from penstock.gateway.errors import Fault, Kind
 
 from ..support.doors import Bounds, Node, Request, finish
 
@@ -47,6 +48,29 @@ def test_a_full_queue_refuses_at_once_and_says_how_deep_it_is(node: Node) -> Non
     assert fault.headers == (("x-queue-depth", str(QUEUE)),)
     assert fault.retry_after_s
     assert node.tally.queued(0) == QUEUE
+    finish(node, requests)
+
+
+class Life:
+    queued_ns = 0
+
+
+def test_refusals_in_a_row_are_one_line_of_the_log_a_second(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    requests = [Request(node, 0, MODEL) for _ in range(LIMIT + QUEUE)]
+    door = node.doors[0]
+
+    def refuse(times: int) -> None:
+        for _ in range(times):
+            with pytest.raises(Fault, match="full"):
+                door.queue(MODEL, Life()).send(None)
+
+    refuse(20)
+    node.run(1.0)
+    refuse(1)
+    assert caplog.messages == ["queue_full model=m more=0", "queue_full model=m more=19"]
     finish(node, requests)
 
 
