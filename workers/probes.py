@@ -133,23 +133,27 @@ class Prober:
     async def _ask(self, one: _Watched) -> None:
         """Probe one server, and have its metrics meanwhile where it is up; take in what comes of it."""
         if one.verdict.health == UP:
-            success, load = await asyncio.gather(
+            fault, load = await asyncio.gather(
                 self._probe(one.target), self._scrape.ask(one.target, self._health.timeout_s)
             )
             if load is not None:
                 self._board.report(one.target.indices, load)
         else:
-            success = await self._probe(one.target)
+            fault = await self._probe(one.target)
         before = one.verdict.health
-        after = one.verdict.note(success, self._health)
-        self._observe(one.target.name, success)
+        after = one.verdict.note(fault is None, self._health)
+        self._observe(one.target.name, fault is None)
         if after != before:
-            log.info("backend_health backend=%s health=%s", one.target.name, HEALTH[after])
+            if after == UP:
+                log.info("backend_health backend=%s health=%s", one.target.name, HEALTH[after])
+            else:
+                log.warning("backend_health backend=%s health=%s: %s", one.target.name, HEALTH[after], fault)
             self._board.judge(one.target.indices, after)
             if after != UP:
                 self._scrape.forget(one.target)
 
-    async def _probe(self, target: Target) -> bool:
+    async def _probe(self, target: Target) -> str | None:
+        """What was wrong; None: nothing."""
         path, body = self._health.path, None
         if target.key.model is not None:
             path = "/v1/completions"
@@ -160,8 +164,8 @@ class Prober:
             )
         except Unanswered as fault:
             log.debug("probe_failed backend=%s: %s", target.name, fault)
-            return False
-        return 200 <= status < 300
+            return str(fault)
+        return None if 200 <= status < 300 else f"{path} answered {status}"
 
     async def close(self) -> None:
         """Stop probing, and close every client."""

@@ -5,6 +5,8 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
+import pytest
+
 from penstock.cache.layout import Geometry
 from penstock.cache.segment import Segment
 from penstock.cache.table import DOWN, UP, BackendTable
@@ -123,7 +125,9 @@ async def test_metrics_that_hang_delay_the_probes_of_their_own_server_alone() ->
             assert hangs.asked == {"/health": 2, "/metrics": 1}
 
 
-async def test_a_probe_that_is_late_has_failed_and_so_have_refusals_and_errors() -> None:
+async def test_a_probe_that_is_late_has_failed_and_so_have_refusals_and_errors(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     late, wrong = Server(), Server(health=answer(b"", "503 No"))
     async with scripted(late) as gone:
         nobody = gone.url
@@ -134,6 +138,12 @@ async def test_a_probe_that_is_late_has_failed_and_so_have_refusals_and_errors()
             name = one.url.removeprefix("http://")
             assert (name, False) in at.told
             assert (name, True) not in at.told
+    lines = sorted(m.split("health=")[1] for m in caplog.messages if m.startswith("backend_health "))
+    assert lines == [
+        "down: /health answered 503",
+        "down: All connection attempts failed",
+        "down: TimeoutError",
+    ]
 
 
 async def test_the_backends_key_goes_with_the_probe() -> None:
