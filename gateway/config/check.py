@@ -183,6 +183,12 @@ class _Check:
             raise self._fail(
                 "$.upstream.connections.min_idle", "larger than `max_idle`", "lower it, or raise `max_idle`"
             )
+        if config.upstream.http2.min_connections > config.upstream.http2.max_connections:
+            raise self._fail(
+                "$.upstream.http2.min_connections",
+                "larger than `max_connections`",
+                "lower it, or raise `max_connections`",
+            )
 
     def _cache(self, config: Config) -> None:
         l1, l2 = config.cache.l1, config.cache.l2
@@ -324,8 +330,10 @@ class _Check:
                 raise self._fail(
                     f"{path}[{index}]", f"there is no model {fallback}", "name a model, no alias"
                 )
-            if fallback == name or fallback in fallbacks[:index]:
-                raise self._fail(f"{path}[{index}]", f"{fallback} comes before already", "remove it")
+            if fallback == name:
+                raise self._fail(f"{path}[{index}]", f"{fallback} is the model itself", "remove it")
+            if fallback in fallbacks[:index]:
+                raise self._fail(f"{path}[{index}]", f"{fallback} is named twice", "remove it")
 
     def _url(self, path: str, url: str) -> None:
         if any(c <= " " or c > "~" for c in url):

@@ -244,6 +244,18 @@ BROKEN = [
         MODEL + "upstream: {connections: {min_idle: 60}}",
         "$.upstream.connections.min_idle: larger than `max_idle`",
     ),
+    (
+        MODEL + "upstream: {http2: {min_connections: 20, max_connections: 10}}",
+        "$.upstream.http2.min_connections: larger than `max_connections`",
+    ),
+    (
+        "models:\n  m: {fallbacks: [m], backends: [{url: http://h}]}",
+        "$.models.m.fallbacks[0]: m is the model itself; remove it",
+    ),
+    (
+        "models:\n  m: {fallbacks: [n, n], backends: [{url: http://h}]}\n  n: {backends: [{url: http://i}]}",
+        "$.models.m.fallbacks[1]: n is named twice; remove it",
+    ),
     (MODEL + "health: {path: health}", "$.health.path: 'health' has the wrong form; begin it with /"),
     (MODEL + "health: {path: /a b}", "$.health.path: '/a b' has the wrong form; it must match"),
     (
