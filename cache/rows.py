@@ -109,9 +109,9 @@ class TallyRow:
         n += cells[at]
         cells[at] = n if n > 0 else 0
 
-    def key_cells(self, what: int) -> memoryview:
-        """What :meth:`add_key` counts in, for who cannot spare a call for each; never store a negative number."""
-        return self._keys[what]
+    def key_cell(self, what: int, at: int) -> memoryview:
+        """The one cell that :meth:`add_key` counts in, for who cannot spare a call for each."""
+        return self._keys[what][at : at + 1]
 
     def tag(self, at: int, value: int) -> None:
         """Say how far a share has come (SHARE_TAG); what counts is the highest of all workers' tags."""

@@ -52,7 +52,7 @@ class Grant:
         if self._reserved:
             self._body = body
         for name, _ in headers:
-            if name.startswith("x-ratelimit-"):
+            if "x-ratelimit-" <= name < "x-ratelimit.":  # begins so; half the price of asking
                 headers = [field for field in headers if not field[0].startswith("x-ratelimit-")]
                 break
         return headers + self._limits.fields(self._purse)
@@ -65,8 +65,16 @@ class Grant:
 
     def end(self, life: Life) -> None:
         """Settle."""
-        spent = self._spent(life) if self._reserved else 0
-        self._limits.end(self._purse, self._running, self._reserved, spent)
+        purse = self._purse
+        purse.told = None
+        if self._running:
+            own = purse.running
+            n = own[0]
+            own[0] = n - 1 if n else 0
+        if self._reserved:
+            self._limits.settle(purse, self._reserved, self._spent(life))
+        elif purse.requests < 0:
+            self._limits.settle(purse, 0, 0)
 
     def _spent(self, life: Life) -> int:
         if life.cache not in _PAID:

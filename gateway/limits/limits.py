@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ...cache.gates import Gates
-from ...cache.rows import KEY_RUNNING, Tally, TallyRow
+from ...cache.rows import Tally, TallyRow
 from ...cache.segment import Segment
 from ..caller import Caller
 from ..config import MAX_BACKENDS
@@ -55,7 +55,6 @@ class Limits:
         self.clock_ns = clock_ns
         self._purses: dict[int, Purse] = {}
         self._unsettled: set[Purse] = set()
-        self._running = row.key_cells(KEY_RUNNING)
 
     def admit(self, caller: Caller) -> Grant:
         """Count a request of a key that has limits; raises :class:`Fault` 429. ``end`` must follow."""
@@ -69,10 +68,10 @@ class Limits:
         most = caller.concurrent
         if most:
             # reserve first: W workers admit at most W-1 too many
-            cells = self._running
-            cells[row] += 1
-            if sum(purse.running) > most:
-                cells[row] -= 1
+            own = purse.running
+            own[0] += 1
+            if sum(purse.all_running) > most:
+                own[0] -= 1
                 self._metrics.count(LIMITED, "concurrent")
                 raise Fault(
                     Kind.RATE_LIMITED,
@@ -87,7 +86,7 @@ class Limits:
                 wait = purse.request(self.clock_ns(), self._segment.limit_share)
                 if wait:
                     if most:
-                        self._running[row] -= 1
+                        purse.running[0] -= 1
                     raise self.refused(purse, "requests", wait)
         return Grant(self, purse, most > 0)
 
@@ -101,18 +100,10 @@ class Limits:
         if wait:
             raise self.refused(purse, "tokens", wait)
 
-    def end(self, purse: Purse, running: bool, reserved: int, spent: int) -> None:
-        """One request has ended."""
-        purse.told = None
-        if running:
-            row, cells = purse.caller.row, self._running
-            n = cells[row]
-            cells[row] = n - 1 if n else 0
-        if reserved:
-            purse.reserved -= reserved
-            purse.tokens += reserved - spent
-        elif purse.requests >= 0:
-            return
+    def settle(self, purse: Purse, reserved: int, spent: int) -> None:
+        """What was reserved has cost this much."""
+        purse.reserved -= reserved
+        purse.tokens += reserved - spent
         if purse.unsettled and not purse.visit(self.clock_ns(), self._segment.limit_share):
             self._unsettled.add(purse)
 

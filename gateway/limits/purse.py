@@ -45,7 +45,7 @@ class Purse:
         *("_held", "_now", "_own_requests", "_own_tokens", "_raised", "_refused_until", "_row", "_share"),
         *("_stripe", "_tally", "_tokens_free_at", "_tokens_refused_until", "_wait", "_want_requests"),
         *("_want_tokens", "_who", "_workers", "caller", "owed_requests", "owed_tokens", "requests"),
-        *("reserved", "running", "tokens", "told", "told_ns"),
+        *("all_running", "reserved", "running", "tokens", "told", "told_ns"),
     )
 
     def __init__(
@@ -56,8 +56,9 @@ class Purse:
         self._row = row
         self._tally = tally
         self._workers = workers
-        #: requests under way, by worker
-        self.running = tally.key_column(KEY_RUNNING, caller.row)
+        #: requests under way: the cell of this worker, and those of all
+        self.running = row.key_cell(KEY_RUNNING, caller.row)
+        self.all_running = tally.key_column(KEY_RUNNING, caller.row)
         #: what answers say of the key, and since when
         self.told: list[tuple[str, str]] | None = None
         self.told_ns = 0
