@@ -239,6 +239,7 @@ class Dispatch:
                             self._remember(call, backend, errand.caller.tenant)
                         return Placed(self, errand, model, backend, lease, call, attempt)
                     self.breakers.failed(backend, token)
+                    self._metrics.count(UPSTREAM_FAULTS, model.name, backend.name, str(status))
                     others = pinned is None and self._left(model, tried, backend)
                     if after_status(status, attempt, others, budget) is Again.NO:
                         if not (falls_back and status in (502, 503) and budget.withdraw()):
