@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from itertools import islice
 
 import dns.asyncresolver
 import dns.exception
@@ -18,6 +19,10 @@ from ..gateway.config import MAX_BACKENDS, Server
 from ..gateway.config.addresses import nameserver
 
 TIMEOUT_S = 5.0
+_MOST = 2 * MAX_BACKENDS
+"""Servers of one name: more than there is room for, so that it is seen that there are, and no more than can be paid for
+when many records have many addresses each.
+"""
 
 
 class LookupFailed(Exception):
@@ -64,7 +69,7 @@ class Lookup:
             answers = await self._resolver.resolve_name(host)
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
             return []
-        return list(dict.fromkeys(answers.addresses()))[: 2 * MAX_BACKENDS]
+        return list(dict.fromkeys(answers.addresses()))[:_MOST]
 
     async def _services(self, host: str) -> list[Server]:
         try:
@@ -72,11 +77,13 @@ class Lookup:
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
             return []
         # a target that is the root says that there is no such service (RFC 2782)
-        records = [one for one in answer if len(one.target) > 1 and one.port][: 2 * MAX_BACKENDS]
+        records = [one for one in answer if len(one.target) > 1 and one.port][:_MOST]
+        records.sort(key=lambda one: one.priority)
         targets = list(dict.fromkeys(one.target.to_text() for one in records))
         addresses = dict(zip(targets, await asyncio.gather(*map(self._addresses, targets)), strict=True))
-        return [
+        servers = (
             Server(address=address, port=one.port, weight=one.weight, priority=one.priority)
             for one in records
             for address in addresses[one.target.to_text()]
-        ]
+        )
+        return list(islice(servers, _MOST))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 
-from penstock.gateway.config import Backend, Config, Model, Server
+from penstock.gateway.config import MAX_BACKENDS, Backend, Config, Model, Server
 from penstock.gateway.config import Discovery as Settings
 from penstock.workers.discovery import HOLD_S, Discovery, Known
 from penstock.workers.lookup import Lookup, LookupFailed
@@ -113,6 +113,19 @@ async def test_a_service_of_which_one_target_cannot_be_looked_up_is_not_halved(n
     }
     with pytest.raises(LookupFailed, match="unreachable"):
         await Half([names.address]).ask("srv _http._tcp.vllm.test")
+
+
+async def test_a_service_of_records_without_end_is_cut_where_there_is_no_room(names: NameServer) -> None:
+    class Vast(Lookup):
+        async def _addresses(self, host: str) -> list[str]:
+            return [f"10.0.{n >> 8}.{n & 255}" for n in range(500)]
+
+    names.records = {
+        ("_http._tcp.vllm.test.", "SRV"): [f"{200 - n} 1 {8000 + n} a.test." for n in range(200)]
+    }
+    found = await Vast([names.address]).ask("srv _http._tcp.vllm.test")
+    assert len(found) == 2 * MAX_BACKENDS
+    assert {one.priority for one in found} == {1, 2}, "the first tiers stay"
 
 
 # ---- again and again
