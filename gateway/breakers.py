@@ -36,6 +36,7 @@ class Guarded(Protocol):
     """
 
     index: int
+    identity: str
     name: str
     identity64: int
     shut: bool
@@ -74,7 +75,7 @@ class Breakers:
                     backend.breaker_stamp = now
                     self._show(backend, State(cells, backend.identity64))
 
-    def failed(self, backend: Guarded, token: int) -> None:
+    def failed(self, backend: Guarded, token: int, why: str) -> None:
         """An attempt at a backend has failed by the backend's fault; ``token`` is 0 for one that was no probe."""
 
         def count(state: State) -> None:
@@ -84,7 +85,8 @@ class Breakers:
         self._change(backend, count)
         if backend.shut and (token or not before):
             log.warning(
-                "breaker_open backend=%s for_s=%g probe=%s", backend.name, self.open_ns / 1e9, bool(token)
+                "breaker_open model=%s backend=%s for_s=%g cause=%s again=%s",
+                *(_model(backend), backend.name, self.open_ns / 1e9, why, bool(token)),
             )
 
     def succeeded(self, backend: Guarded, token: int) -> None:
@@ -92,7 +94,7 @@ class Breakers:
         before = backend.shut
         self._change(backend, lambda state: state.succeeded(token, self.now_ns()))
         if before and not backend.shut:
-            log.info("breaker_closed backend=%s", backend.name)
+            log.info("breaker_closed model=%s backend=%s", _model(backend), backend.name)
 
     def probe(self, backend: Guarded) -> int:
         """The token of the probe, when it is due and no other request on the node has it; else 0."""
@@ -133,3 +135,7 @@ class Breakers:
         backend.probe_ns = state.until_ns
         if was_shut and not backend.shut:
             backend.recovered(state.closed_ns)
+
+
+def _model(backend: Guarded) -> str:
+    return backend.identity.partition("\n")[0]

@@ -78,7 +78,7 @@ class Placed(Sent):
             if call.fault is not None:
                 # an error's status has been told already, and a pause is our client's, whatever runs out meanwhile
                 if call.status < 500 and not call.paused:
-                    dispatch.breakers.failed(backend, 0)
+                    dispatch.breakers.failed(backend, 0, call.fault.kind.value)
             elif backend.doubted and call.ended and call.status < 500:
                 dispatch.breakers.succeeded(backend, 0)
             call.abort()
@@ -204,7 +204,7 @@ class Dispatch:
                         backend.shunned_until = self._clock() + SHUN_S
                     # of the time that ran out others may have had the most
                     if not (fault.stale or (attempt > 1 and fault.kind is FaultKind.TOTAL_TIMEOUT)):
-                        self.breakers.failed(backend, token)
+                        self.breakers.failed(backend, token, fault.kind.value)
                     self._metrics.count(UPSTREAM_FAULTS, model.name, backend.name, fault.kind.value)
                     others = (
                         pinned is None and not (fault.stale and token) and self._left(model, tried, backend)
@@ -238,7 +238,7 @@ class Dispatch:
                         if errand.endpoint is RESPONSES:
                             self._remember(call, backend, errand.caller.tenant)
                         return Placed(self, errand, model, backend, lease, call, attempt)
-                    self.breakers.failed(backend, token)
+                    self.breakers.failed(backend, token, str(status))
                     self._metrics.count(UPSTREAM_FAULTS, model.name, backend.name, str(status))
                     others = pinned is None and self._left(model, tried, backend)
                     if after_status(status, attempt, others, budget) is Again.NO:

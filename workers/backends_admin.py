@@ -104,6 +104,7 @@ class BackendsAdmin:
     def _shown(self, published: Published, model: str, backend: Backend, index: int) -> dict[str, Any]:
         row = self._board.row(index)
         now_ns = self._clock_ns()
+        back_ns = max(row.since_ns, self._breakers.closed_ns(index, row.identity))
         return {
             "model": model,
             "backend": Origin.parse(backend.url).name,
@@ -119,7 +120,7 @@ class BackendsAdmin:
             "kv_usage": row.kv_permille / 1000,
             "reported_age_s": _age_s(row.updated_ns, now_ns),
             "weight": backend.weight,
-            "ramp": ramp((now_ns - row.since_ns) / 1e9, published.config.health.slow_start_s),
+            "ramp": ramp((now_ns - back_ns) / 1e9, published.config.health.slow_start_s),
             "since_s": _age_s(row.since_ns, now_ns),
         }
 

@@ -18,6 +18,11 @@ class BreakerView:
         self._gates = Gates(segment)
         self._count = segment.geometry.gates
 
+    def closed_ns(self, index: int, identity: int) -> int:
+        """When it closed last, nanoseconds of the monotonic clock; 0: never, or it cannot be read."""
+        cells = self._gates.read(index) if index < self._count else None
+        return 0 if cells is None else State(cells, identity).closed_ns
+
     def phase(self, index: int, identity: int) -> str | None:
         """``closed``, ``open`` or ``half_open``; None while it cannot be read."""
         cells = self._gates.read(index) if index < self._count else None

@@ -185,7 +185,7 @@ class Foundation:
         except BadKeys as fault:
             if keys.file is not None and not isinstance(fault, NoKeys):
                 raise CannotStart(f"keys: {fault}") from None
-            log.error("keys_unknown: every request gets 503: %s", fault)
+            log.warning("keys_unknown: every request gets 503: %s", fault)
         try:
             published_keys.write(self.folder, published)
         except OSError as fault:

@@ -108,7 +108,7 @@ class Supervisor:
         }
         l1_mib = self._base.arena.geometry.data_bytes >> 20
         l2 = cache.l2.topology if cache.l2 is not None else "none"
-        log.info("cache_mode mode=%s l1_mib=%d l2=%s: cached is %s", cache.mode, l1_mib, l2, text[cache.mode])
+        log.info("cache_mode mode=%s l1_mib=%d l2=%s; kept: %s", cache.mode, l1_mib, l2, text[cache.mode])
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

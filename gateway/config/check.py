@@ -251,7 +251,11 @@ class _Check:
         if config.limits.redis is not None:
             self._redis("$.limits.redis", config.limits.redis)
             if keys is None:
-                raise self._fail("$.limits.redis", "no key has limits", "add `keys`, or remove it")
+                raise self._fail(
+                    "$.limits.redis",
+                    "limits belong to API keys, and there are none",
+                    "add `keys`, or remove it",
+                )
         if keys is None:
             return
         if (keys.file is None) is (keys.redis is None):

@@ -158,7 +158,7 @@ TestAnyHistory = AnyHistory.TestCase
 class Backend:
     """What the breakers see of a backend."""
 
-    index, name, identity64 = 3, "b", 7
+    index, name, identity, identity64 = 3, "b", "m\nb", 7
 
     def __init__(self) -> None:
         self.shut = self.doubted = False
@@ -188,11 +188,11 @@ def test_workers_count_into_one_breaker_and_one_of_them_probes(segment: Segment)
     other = Segment.attach(segment.fd)
     mine, theirs = (Breakers(Gates(each), lambda: now[0], LIMIT, OPEN_NS / 1e9) for each in (segment, other))
     here, there = Backend(), Backend()
-    mine.failed(here, 0)
-    theirs.failed(there, 0)
+    mine.failed(here, 0, "500")
+    theirs.failed(there, 0, "500")
     assert not here.shut
     assert not there.shut
-    mine.failed(here, 0)
+    mine.failed(here, 0, "500")
     assert here.shut
     theirs.tick([there])
     assert there.shut
@@ -226,7 +226,7 @@ def test_a_worker_that_hears_of_nothing_new_reads_nothing(segment: Segment):
     breakers = Breakers(Counted(), lambda: 0, LIMIT, 1.0)
     backend = Backend()
     breakers.tick([backend])
-    breakers.failed(backend, 0)
+    breakers.failed(backend, 0, "500")
     breakers.tick([backend])
     breakers.tick([backend])
     assert reads == [3]
