@@ -119,7 +119,7 @@ OTHERS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("other", OTHERS, ids=str)
+@pytest.mark.parametrize("other", OTHERS, ids=lambda other: ", ".join(other))
 def test_anything_else_that_differs_keeps_apart(other):
     base = portion(COMPLETE, {"prompt": "a", "temperature": 0})
     assert portion(COMPLETE, **other).key != base.key
