@@ -26,6 +26,7 @@ import struct
 
 # struct flock on 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid. OFD locks want l_pid 0.
 _FLOCK = struct.Struct("@hhqqi4x")
+_flock = _FLOCK.pack
 _SETLK = fcntl.F_OFD_SETLK
 _fcntl = fcntl.fcntl
 
@@ -38,23 +39,21 @@ class Stripes:
     refuses those as well: use one object per description and range. Not for use from several threads.
     """
 
-    __slots__ = ("_base", "_fd", "_held", "_packed", "count")
+    __slots__ = ("_fd", "_held", "_requests", "count")
 
     def __init__(self, fd: int, base: int, count: int) -> None:
         self.count = count
         self._fd = fd
-        self._base = base
         self._held: set[int] = set()
-        # thousands, of which few are used: packed when they are
-        self._packed: dict[int, tuple[bytes, bytes]] = {}
+        self._requests = _Requests(base, count)
 
     def try_lock(self, i: int) -> bool:
         """Take lock i if nobody has it, this object included. Raises IndexError past the last one."""
-        packed = self._packed.get(i) or self._pack(i)
+        request = self._requests[i][0]
         if i in self._held:
             return False
         try:
-            _fcntl(self._fd, _SETLK, packed[0])
+            _fcntl(self._fd, _SETLK, request)
         except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: another description holds it
             return False
         self._held.add(i)
@@ -63,7 +62,7 @@ class Stripes:
     def unlock(self, i: int) -> None:
         """Give lock i back; no harm done when this object does not hold it."""
         if i in self._held:
-            _fcntl(self._fd, _SETLK, self._packed[i][1])
+            _fcntl(self._fd, _SETLK, self._requests[i][1])
             self._held.discard(i)
 
     def unlock_all(self) -> None:
@@ -77,14 +76,21 @@ class Stripes:
 
     def held_elsewhere(self, i: int) -> bool:
         """Whether another open file description holds lock i at this moment; takes nothing."""
-        packed = self._packed.get(i) or self._pack(i)
-        answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, packed[0])
+        answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, self._requests[i][0])
         return int(_FLOCK.unpack(answer)[0]) != fcntl.F_UNLCK
 
-    def _pack(self, i: int) -> tuple[bytes, bytes]:
-        if not 0 <= i < self.count:
-            raise IndexError(f"lock {i} of {self.count}")
+
+class _Requests(dict[int, tuple[bytes, bytes]]):
+    """What the kernel is told to take and to give back a lock: of thousands few are used, so it is made when one is."""
+
+    def __init__(self, base: int, count: int) -> None:
+        self._base = base
+        self._count = count
+
+    def __missing__(self, i: int) -> tuple[bytes, bytes]:
+        if not 0 <= i < self._count:
+            raise IndexError(f"lock {i} of {self._count}")
         at = self._base + i
-        packed = _FLOCK.pack(fcntl.F_WRLCK, 0, at, 1, 0), _FLOCK.pack(fcntl.F_UNLCK, 0, at, 1, 0)
-        self._packed[i] = packed
-        return packed
+        made = _flock(fcntl.F_WRLCK, 0, at, 1, 0), _flock(fcntl.F_UNLCK, 0, at, 1, 0)
+        self[i] = made
+        return made

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from penstock.gateway.caller import Caller
 from penstock.gateway.endpoints import Endpoint
 from penstock.gateway.raw import Out, RawRequest
 
@@ -160,14 +161,14 @@ def test_a_version_tag_makes_old_answers_unseen_and_its_return_shows_them_again(
 
 
 class Tenanted:
-    """Stands where the pipeline stands and says whose a request is, by a header, as keys will."""
+    """Stands where the pipeline stands and says whose a request is, by a header, as keys do."""
 
     def __init__(self, plane: DataPlane) -> None:
         self._serve = plane.worker.pipeline.serve
 
-    def __call__(self, endpoint: Endpoint, raw: RawRequest, out: Out, life: Any) -> Any:
+    def __call__(self, endpoint: Endpoint, raw: RawRequest, out: Out, life: Any, _: Caller) -> Any:
         lines = dict(line.split(": ", 1) for line in raw.forwarded.splitlines())
-        return self._serve(endpoint, raw, out, life, lines["x-tenant"])
+        return self._serve(endpoint, raw, out, life, Caller(lines["x-tenant"]))
 
 
 def test_tenants_never_see_each_others_answers_nor_join_each_others_flights(sim: Simulator) -> None:

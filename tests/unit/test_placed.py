@@ -19,7 +19,7 @@ class Told:
         self.of: list[str] = []
         self.breakers = self.admission = self
 
-    def failed(self, backend: object, token: int) -> None:
+    def failed(self, backend: object, token: int, why: str) -> None:
         self.of.append("failed")
 
     def succeeded(self, backend: object, token: int) -> None:
