@@ -49,6 +49,7 @@ class Kind(enum.Enum):
     UPSTREAM_INCOMPLETE = "upstream_incomplete"
     UPSTREAM_TOO_LARGE = "upstream_response_too_large"
     FLIGHT_LOST = "flight_lost"
+    LOOP = "request_loop"
     NO_BACKEND = "no_healthy_backend"
     DRAINING = "draining"
     KEYS_UNKNOWN = "keys_unavailable"
@@ -96,6 +97,7 @@ TABLE: dict[Kind, Spec] = {
     Kind.UPSTREAM_INCOMPLETE: Spec(502, _SERVER, Source.UPSTREAM),
     Kind.UPSTREAM_TOO_LARGE: Spec(502, _SERVER, Source.UPSTREAM),
     Kind.FLIGHT_LOST: Spec(502, _SERVER, Source.GATEWAY),
+    Kind.LOOP: Spec(502, _SERVER, Source.GATEWAY),
     Kind.NO_BACKEND: Spec(503, _SERVER, Source.UPSTREAM),
     Kind.DRAINING: Spec(503, _SERVER, Source.GATEWAY),
     Kind.KEYS_UNKNOWN: Spec(503, _SERVER, Source.GATEWAY),

@@ -31,6 +31,8 @@ _QUERY = "".join(map(chr, range(0x21, 0x7F)))
 _SEAL_BYTES = 22
 _RECORD_BYTES = 16 << 10
 
+_USELESS = (("x-should-retry", "false"),)
+
 _UNCOUNTED_BYTES = 4 << 10  # as much per connection is not worth counting against limits.max_buffered
 _COUNTED_BYTES = 64 << 10  # longer bodies are counted in steps of this, as they arrive
 
@@ -160,7 +162,7 @@ class Exchange(Life):
         """The request without its body, and the length of the body: None when it is chunked or, over HTTP/2, open."""
         scope = self._scope
         length: str | None = None
-        chunked = has_host = False
+        chunked = has_host = looped = False
         content_type = request_id = cache_control = cache_ttl = api_key = ""
         keyed = self._worker.keyring is not None
         dropped: frozenset[str] = frozenset()
@@ -173,7 +175,10 @@ class Exchange(Life):
                 elif name.startswith("x-penstock-"):
                     if name == "x-penstock-cache-ttl":
                         cache_ttl = value
-                    continue
+                        continue
+                    if name != "x-penstock-via":
+                        continue
+                    looped = looped or self._worker.via in value
                 lines.append(f"{name}: {value}\r\n")
             elif name == "content-length":
                 length = value
@@ -200,6 +205,12 @@ class Exchange(Life):
         if not (0 < len(request_id) <= 128 and request_id.isascii() and request_id.isprintable()):
             request_id = self._worker.new_request_id()
         self.request_id = request_id
+        if looped:
+            raise Fault(
+                Kind.LOOP,
+                "this gateway has sent this request itself: the address of one of its backends leads back to it",
+                headers=_USELESS,
+            )
         if not has_host:  # HTTP/1.0 needs none, HTTP/2 has :authority
             version = scope.http_version
             if version == "1.1" or (version == "2" and not scope.authority):

@@ -41,6 +41,7 @@ class Backend:
     __slots__ = (
         "_heads",
         "_secret",
+        "_via",
         "breaker_stamp",
         "credit",
         "doubted",
@@ -76,6 +77,7 @@ class Backend:
         pool: Pool | H2Pool,
         key: object,
         zone: str | None = None,
+        via: str = "",
     ) -> None:
         self.index = index
         self.identity = identity
@@ -117,6 +119,7 @@ class Backend:
         self.breaker_stamp = 0
         self.identity64 = xxh3_64_intdigest(identity.encode())
         self._secret = secret
+        self._via = via
         self._heads: dict[tuple[str, str], str] = {}
 
     def restart_ramp(self, now_s: float) -> None:
@@ -137,6 +140,8 @@ class Backend:
             )
             if self._secret:
                 known += f"authorization: Bearer {self._secret}\r\n"
+            if self._via:  # by which a gateway knows a request that it has sent itself
+                known += f"x-penstock-via: {self._via}\r\n"
             if len(self._heads) < 64:  # endpoints are few; targets with ids or queries are not kept for ever
                 self._heads[(method, target)] = known
         return known
@@ -313,9 +318,16 @@ MakePool = Callable[[BackendConfig, UpstreamSettings], Pool | H2Pool]
 
 
 def build(
-    published: Published, environ: Mapping[str, str], make_pool: MakePool, previous: Fleet | None = None
+    published: Published,
+    environ: Mapping[str, str],
+    make_pool: MakePool,
+    previous: Fleet | None = None,
+    via: str = "",
 ) -> Fleet:
-    """The fleet of a published configuration; raises KeyError when a named secret is not in ``environ``."""
+    """The fleet of a published configuration; raises KeyError when a named secret is not in ``environ``.
+
+    ``via``: what names this gateway to others that it asks.
+    """
     config = published.config
     kept = {backend.identity: backend for backend in previous.backends} if previous is not None else {}
     models = []
@@ -328,7 +340,7 @@ def build(
             pool = old.pool if old is not None and old.key == key else make_pool(backend, config.upstream)
             secret = environ[backend.api_key_env] if backend.api_key_env else None
             made = Backend(
-                published.indices[identity], backend, identity, secret, pool, key, config.node.zone
+                published.indices[identity], backend, identity, secret, pool, key, config.node.zone, via
             )
             if old is not None:
                 made.up, made.since_s, made.ramp = old.up, old.since_s, old.ramp

@@ -89,6 +89,8 @@ class Worker:
         port: int | None = None,
     ) -> None:
         self.clock = clock
+        #: this node among gateways that ask one another
+        self.via = node.hex()
         #: None: everybody is served
         self.keyring = Keyring(keys, time.time) if keys is not None else None
         self.is_admin_path = is_admin_path
@@ -114,7 +116,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self.buffers = Buffers(self._row, self._tally, published.config.limits.max_buffered, workers)
         self.hold, self.release = self.buffers.hold, self.buffers.release
-        self.fleet = build(published, environ, self._make_pool)
+        self.fleet = build(published, environ, self._make_pool, via=self.via)
         config = published.config
         self.admission = Admission(self._row, self._tally, loop=loop, clock=clock, keys=segment.geometry.keys)
         self.memory = Memory(
@@ -227,7 +229,7 @@ class Worker:
     def swap(self, published: Published) -> None:
         """Take a new configuration; requests in flight finish on what they began with."""
         old = self.fleet
-        self.fleet = build(published, self._environ, self._make_pool, old)
+        self.fleet = build(published, self._environ, self._make_pool, old, self.via)
         self.pipeline.fleet = self.fleet
         self.admission.swap(self.fleet.models)
         limits, cache = published.config.limits, published.config.cache
