@@ -9,6 +9,7 @@ import msgspec
 from .alias import Alias
 from .caller import ANYONE, Caller
 from .endpoints import Endpoint
+from .errors import Fault, Kind
 from .fleet import Backend, Model, Route
 from .parse import Request
 from .raw import RawRequest
@@ -67,18 +68,34 @@ class Errand:
         request = self.request
         if request is None or model is self.model:
             return self.body
-        return body_for(request, Route(model, Alias(request.model, model.name)))
+        return body_for(request, Route(model, Alias(request.model, model.name)), self.caller)
 
 
-def body_for(request: Request, route: Route) -> bytes:
+def body_for(request: Request, route: Route, caller: Caller = ANYONE) -> bytes:
     """A request's body as its model's backends are to see it: the model by its own name, nothing that is meant for us.
+
+    Where there are keys a ``priority``, by which vLLM may order what waits in it, is the key's and not what is asked
+    for.
 
     The very object that came where there is nothing to change.
     """
     fields = request.fields
-    if fields is not None and "cache" in fields:
-        return _encode({n: v for n, v in {**fields, "model": route.model.name}.items() if n != "cache"})
+    if fields is not None:
+        if "cache" in fields:
+            fields = {n: v for n, v in {**fields, "model": route.model.name}.items() if n != "cache"}
+        if caller is not ANYONE and "priority" in fields:
+            fields = {**fields, "model": route.model.name, "priority": caller.priority}
+        if fields is not request.fields:
+            return _encode(fields)
+    elif caller is not ANYONE and request.form_model is None:
+        try:
+            known = _decode_large(request.body)
+        except (msgspec.MsgspecError, UnicodeError):  # what is skipped elsewhere is looked at here
+            raise Fault(Kind.INVALID_JSON, "the body is not JSON") from None
+        if "priority" in known:
+            return _encode({**known, "model": route.model.name, "priority": caller.priority})
     return request.body if route.alias is None else route.alias.rewrite(request)
 
 
 _encode = msgspec.json.encode
+_decode_large = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode

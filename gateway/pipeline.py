@@ -196,7 +196,7 @@ class Pipeline:
         """What is to be asked of a backend; raises :class:`Fault` 429 when the caller has no tokens left for it."""
         if life.grant is not None:
             life.grant.reserve(request)
-        body = body_for(request, route)
+        body = body_for(request, route, caller)
         target = f"{endpoint.path}?{raw.query}" if raw.query else endpoint.path
         pinned = self._pinned(request, route.model, caller) if endpoint is RESPONSES else None
         return Errand(endpoint, route.model, "POST", target, raw, body, caller, request, pinned)

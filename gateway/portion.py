@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Raw
 
 from .affinity import affinity
+from .caller import ANYONE
 from .errand import Errand
 
 _NONE = (None,)
@@ -100,6 +101,8 @@ def portion_of(errand: Errand) -> Portion | None:
         return None
     apart = {name: value for name, value in fields.items() if name != field and name not in _WHOSE}
     apart["model"] = model.name
+    if "priority" in apart and errand.caller is not ANYONE:
+        apart["priority"] = errand.caller.priority  # as the body has it
     tie = None
     if model.policy in _TIED:
         tie = affinity(model.policy, model.prefix_chars, errand.caller.tenant, fields, None)
