@@ -26,6 +26,8 @@ _OBJECT_BYTES = 2048  # as far as one is read
 _EVENT = b"data:"
 _TAIL_BYTES = 16 << 10
 _HEAD_BYTES = 8 << 10
+_TRIES = 64
+"""So many last places that look like the key are tried: none but a hostile body has more that are not it."""
 
 
 def tokens_of(body: bytes) -> int | None:
@@ -70,7 +72,10 @@ class StreamUsage:
 def _last(text: bytes) -> dict[bytes, int]:
     """The counts in the last object ``usage``; none when there is none."""
     at = len(text)
-    while (at := text.rfind(_KEY, 0, at)) >= 0:
+    for _ in range(_TRIES):
+        at = text.rfind(_KEY, 0, at)
+        if at < 0:
+            break
         match = _OBJECT.match(text, at)
         if match:
             return _counts(text, match.end())

@@ -139,3 +139,9 @@ def test_what_is_asked_for_is_reserved(path: str, fields: dict[str, Any], tokens
     asked = request(path, **fields)
     assert completion_tokens(asked) == tokens
     assert 1000 <= prompt_tokens(asked) <= 1050
+
+
+def test_a_body_full_of_what_looks_like_the_key_is_not_searched_to_its_beginning() -> None:
+    said = b'{"usage":{"total_tokens":7}'
+    assert tokens_of(said + b',"usage"' * 63 + b"}") == 7
+    assert tokens_of(said + b',"usage"' * 64 + b"}") is None
