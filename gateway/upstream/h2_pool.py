@@ -354,7 +354,10 @@ class H2Pool:
         else:
             self._opening.discard(task)
             self._connections.append(connection)
-            self._expected = max(1, self._room(connection))
+            room = self._room(connection)
+            self._expected = max(1, room)
+            if room <= 0:  # a server that allows no streams: another connection would have none either
+                self._make_do_until = self._clock() + _MAKE_DO_S
             self._serve()
 
     def _not_opened(self, fault: UpstreamFault) -> None:

@@ -120,6 +120,24 @@ async def test_the_server_says_how_many_streams_it_takes() -> None:
 
 
 @on_uvloop
+async def test_a_server_that_allows_no_stream_is_not_given_one_connection_after_another() -> None:
+    clock = Clock()
+    async with (
+        h2_scripted(silent, max_concurrent_streams=0) as server,
+        h2_pool(server.url, clock=clock, min_connections=1, max_connections=9) as pool,
+    ):
+        waiting = asyncio.ensure_future(pool.call(*request(), TIMEOUTS))
+        await until(lambda: pool.idle > 0)
+        assert pool._total == 1
+        clock.now += 1  # as after one that could not be opened
+        pool.tick(clock.now)
+        await until(lambda: pool.idle > 1)
+        assert pool._total == 2
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+
+@on_uvloop
 async def test_a_call_that_finds_no_stream_fails_at_its_connect_deadline() -> None:
     clock = Clock()
     limits = {"max_connections": 1, "max_streams": 1}
