@@ -1,6 +1,6 @@
 """The bytes of a batch: requests put together into one body, and its answer taken apart again.
 
-Each caller gets what it would have got alone: its own entries with indices from 0, its own usage, everything else as
+Each caller gets what it would have got alone: its own entries with indices from 0, its own usage, the known rest as
 the server wrote it; numbers are never read and written anew. What cannot be taken apart for certain raises
 :class:`Unsplit`: entries missing or double, counts that do not add up to the server's sum. Pure.
 
@@ -22,6 +22,10 @@ _EMBEDDINGS = "input"
 _ASK_IDS = "return_token_ids"
 _IDS = ("prompt_token_ids", "token_ids")
 _NULL = Raw(b"null")
+#: What is everybody's of an answer; what else a server adds may be one caller's alone.
+_TOP = frozenset(
+    {"id", "object", "created", "model", "system_fingerprint", "service_tier", "data", "choices", "usage"}
+)
 
 _Fields = dict[str, Raw]
 
@@ -68,9 +72,10 @@ def split(
         ident = _decode(top["id"]) if "id" in top else None
         kept = portions[0].shared.get(_ASK_IDS)
         ask_ids = kept is not None and bytes(kept) == b"true"
+        known = {field: raw for field, raw in top.items() if field in _TOP or raw == _NULL}
         out = []
         for number, own in enumerate(mine):
-            answer: dict[str, Any] = dict(top)
+            answer: dict[str, Any] = dict(known)
             if isinstance(ident, str) and number:
                 answer["id"] = _ident(ident, idents[0], idents[number], number)
             answer[name] = [_entry(entry, index, ask_ids) for index, entry in enumerate(own)]

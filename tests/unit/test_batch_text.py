@@ -161,7 +161,7 @@ def embed(body: Body) -> tuple[bytes, list[list[int]]]:
     total = sum(counts)
     answer = (
         b'{"id":"embd-r0","object":"list","created":17,"model":"m","data":[%b],"usage":{"prompt_tokens":%d,'
-        b'"total_tokens":%d,"completion_tokens":0,"prompt_tokens_details":null},"later":{"a": 1.0}}'
+        b'"total_tokens":%d,"completion_tokens":0,"prompt_tokens_details":null},"later":null}'
         % (data, total, total)
     )
     return answer, [counts]
@@ -271,3 +271,12 @@ def test_completions_of_a_server_that_does_not_tell_its_tokens_are_not_taken_apa
     portions = [portion(COMPLETE, {"prompt": text}) for text in ("a", "b")]
     with pytest.raises(Unsplit):
         split(complete({"prompt": ["a", "b"]}, False), portions, ["r", "s"], exact=True)
+
+
+def test_what_a_server_adds_to_a_batch_is_nobodys() -> None:
+    portions = [portion(COMPLETE, {"prompt": "a"}), portion(COMPLETE, {"prompt": "b"})]
+    known = {"id": "x", "object": "text_completion", "created": 1, "model": "m", "system_fingerprint": "f"}
+    choices = [{"index": 0, "text": "a"}, {"index": 1, "text": "b"}]
+    answer = msgspec.json.encode({**known, "choices": choices, "kv_transfer_params": {"a": 1}, "new": 2})
+    for split_off in split(answer, portions, ["r", "s"], exact=False):
+        assert set(msgspec.json.decode(split_off)) == {*known, "choices"}
