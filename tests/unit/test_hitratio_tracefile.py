@@ -69,7 +69,11 @@ def test_a_gzip_is_read_whatever_its_name(tmp_path: Path) -> None:
         (b"timestamp,key,size\n1,\xff,5\n", 2, "not UTF-8"),
         (b"timestamp,key,size\n1,k,5" + b" " * 4096 + b"\n", 2, "longer than 4096 bytes"),
         (gzip.compress(b"timestamp,key,size\n1,k,5\n", mtime=0)[:-6], 3, "the gzip is damaged"),
-        (gzip.compress(b"timestamp,key,size\n1,k,5\n" * 99, mtime=0)[:20] + b"\xff" * 30, 1, "the gzip is damaged"),
+        (
+            gzip.compress(b"timestamp,key,size\n1,k,5\n" * 99, mtime=0)[:20] + b"\xff" * 30,
+            1,
+            "the gzip is damaged",
+        ),
         (b"\x1f\x8b\x08rubbish", 1, "the gzip is damaged"),
     ],
 )
