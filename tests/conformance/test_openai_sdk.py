@@ -231,8 +231,12 @@ def test_a_conversation_goes_on_from_a_stored_response(target: Target) -> None:
 
 def test_a_response_nobody_stored_is_not_found(target: Target) -> None:
     path = "/v1/responses/resp_0123456789abcdef"
+
     # a backend that refuses might have it, until the probes have found it dead
-    wait_until(lambda: target.ask("GET", path).status != 502, 30, "the probes' verdict on the dead models")
+    def settled() -> bool:  # every worker looks for itself
+        return all(target.ask("GET", path).status != 502 for _ in range(12))
+
+    wait_until(settled, 30, "the probes' verdict on the dead models")
     with pytest.raises(openai.NotFoundError) as caught:
         target.openai().responses.retrieve("resp_0123456789abcdef")
     assert isinstance(caught.value.body, dict)

@@ -144,9 +144,9 @@ def test_no_other_module_of_the_gateway_decodes_requests() -> None:
             ):
                 decoding.add(file.relative_to(folder).as_posix())
     # the dialects look into answers, once they have ended: may they be kept? And of a body over 1 MiB, which is not
-    # decoded, affinity reads where a conversation begins; where requests go upstream together, their bodies and
-    # answers are cut into pieces
-    seldom = {"affinity.py", "portion.py", "batch_text.py", "counting.py"}
+    # decoded, affinity reads where a conversation begins, and the errand of a client with a key looks for a priority;
+    # where requests go upstream together, their bodies and answers are cut into pieces
+    seldom = {"affinity.py", "errand.py", "portion.py", "batch_text.py", "counting.py"}
     assert {name for name in decoding if not name.startswith(("config/", "dialects/"))} - seldom == {
         "parse.py"
     }
