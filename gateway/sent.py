@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from .fleet import Backend
 from .upstream.call import Call
 
 
-class Sent:
+class Sent(ABC):
     """An answer that has begun: ``end`` must follow. ``fallback`` is the model that gave it, if not the one asked."""
 
     __slots__ = ("attempts", "backend", "call", "fallback")
@@ -17,6 +19,6 @@ class Sent:
         self.call = call
         self.fallback = fallback
 
+    @abstractmethod
     def end(self) -> None:
         """Give back what it holds; of an answer that is not whole nobody wants the rest."""
-        raise NotImplementedError
