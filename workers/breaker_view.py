@@ -20,10 +20,14 @@ class BreakerView:
 
     def closed_ns(self, index: int, identity: int) -> int:
         """When it closed last, nanoseconds of the monotonic clock; 0: never, or it cannot be read."""
-        cells = self._gates.read(index) if index < self._count else None
-        return 0 if cells is None else State(cells, identity).closed_ns
+        state = self._state(index, identity)
+        return 0 if state is None else state.closed_ns
 
     def phase(self, index: int, identity: int) -> str | None:
         """``closed``, ``open`` or ``half_open``; None while it cannot be read."""
+        state = self._state(index, identity)
+        return None if state is None else _NAMES[state.phase]
+
+    def _state(self, index: int, identity: int) -> State | None:
         cells = self._gates.read(index) if index < self._count else None
-        return None if cells is None else _NAMES[State(cells, identity).phase]
+        return None if cells is None else State(cells, identity)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from .fault import BodyTooLarge, UpstreamFault
+from .fault import BodyTooLarge, FaultKind, UpstreamFault
 
 #: A call without a sink stops reading once it holds more than this. One read may bring 250 KiB (uvloop's
 #: buffer), so what is held stays below 256 KiB.
@@ -188,6 +188,12 @@ class Call:
             connection.drop()
 
     # -- for the connection ------------------------------------------------------------------------
+
+    def overdue(self, now: float) -> FaultKind:
+        """Which of its deadlines it is that has passed."""
+        if self.total_deadline <= now:
+            return FaultKind.TOTAL_TIMEOUT
+        return FaultKind.BETWEEN_CHUNKS_TIMEOUT if self.got_body else FaultKind.FIRST_BYTE_TIMEOUT
 
     def push(self, data: bytes) -> bool:
         """A read's worth of body. True: the connection should stop reading until it is resumed."""

@@ -157,14 +157,8 @@ class Connection(asyncio.Protocol):
     def expire(self, now: float) -> None:
         """The deadline has passed."""
         call = self._call
-        if call is None:
-            return
-        if call.total_deadline <= now:
-            self._fail(call, FaultKind.TOTAL_TIMEOUT, "")
-        elif call.got_body:
-            self._fail(call, FaultKind.BETWEEN_CHUNKS_TIMEOUT, "")
-        else:
-            self._fail(call, FaultKind.FIRST_BYTE_TIMEOUT, "")
+        if call is not None:
+            self._fail(call, call.overdue(now), "")
 
     def fail(self, kind: FaultKind, detail: str) -> None:
         """End the call in progress with a fault, from outside."""

@@ -132,14 +132,8 @@ class Stream:
     def expire(self, now: float) -> None:
         """The deadline has passed."""
         call = self.call
-        if call is None:
-            return
-        if call.total_deadline <= now:
-            self.fail(FaultKind.TOTAL_TIMEOUT, "")
-        elif call.got_body:
-            self.fail(FaultKind.BETWEEN_CHUNKS_TIMEOUT, "")
-        else:
-            self.fail(FaultKind.FIRST_BYTE_TIMEOUT, "")
+        if call is not None:
+            self.fail(call.overdue(now), "")
 
     def fail(self, kind: FaultKind, detail: str, *, unseen: bool = False, lost: bool = False) -> None:
         """End the call with a fault. ``lost``: the connection ended, without a word since it was last idle."""
