@@ -1,4 +1,4 @@
-"""Where everything lies in the shared segment: this docstring is the byte format, version 3.
+"""Where everything lies in the shared segment: this docstring is the byte format, version 4.
 
 Strategy: one flat file, cut into regions by a `Geometry`; equal geometries give equal offsets, so any two
 processes that agree on the header agree on every byte. It refuses to know files, locks and who may write
@@ -27,6 +27,8 @@ Every cell is an 8-byte unsigned integer in native byte order on an 8-byte bound
         1 cell: the sum of the bytes held
         models cells: how much the neediest that waits here needs a place (format: `penstock.gateway.fairness`)
         models cells: the share that it belongs to
+        models cells: requests that wait for a pool to be ready
+        models cells: when a request of a model with a pool ended last, nanoseconds of the worker's clock
         keys cells, five times: of each API key the requests in flight, the tokens reserved; of each share (a hash of
         model and tenant) the requests running, the requests queued, its tag (format: `penstock.gateway.fairness`)
     counters   (slots + 1) rows of counter_bytes; the last is the controller's
@@ -40,6 +42,11 @@ Every cell is an 8-byte unsigned integer in native byte order on an 8-byte bound
         [3] waiting   [4] running   [5] KV cache use in permille   [6] pool state
         [7] time of writing, nanoseconds   [8] identity   [9] drained   [10] up since, nanoseconds
         [11]..[15] zero
+    pools      `models` rows of 256 bytes: the servers that sleep, by the column of their model
+        [0] xxh3_64 of [1]..[31], seeded with the row's number   [1] state; also read alone, as one load
+        [2] identity   [3] wakes that failed   [4] not before, nanoseconds   [5] in this state since, nanoseconds
+        [6] ready members   [7] ready since, nanoseconds   [8] length of the reason in bytes
+        [9]..[31] why the last wake failed, UTF-8, 184 bytes at most, padded with zeros
     gates      `gates` stripes of 192 bytes
         [0] sequence; its lowest bit names the copy that counts   [1]..[7] zero
         [8]..[15] copy 0   [16]..[23] copy 1
@@ -61,7 +68,7 @@ from dataclasses import dataclass
 CELL_BYTES = 8
 PAGE_BYTES = 4096
 MAGIC = int.from_bytes(b"PENSTOCK", "little")
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 
 # Header cells.
 H_MAGIC = 0
@@ -79,6 +86,7 @@ H_LIMIT_NODES = 27
 HEADER_BYTES = PAGE_BYTES
 SLOT_ROW_CELLS = 16
 BACKEND_ROW_CELLS = 16
+POOL_ROW_CELLS = 32
 GATE_CELLS = 8
 GATE_STRIPE_CELLS = 3 * GATE_CELLS
 STICKY_CELLS = 1 << 16
@@ -146,6 +154,7 @@ class Layout:
     counters_at: int
     counters_stride: int
     backends_at: int
+    pools_at: int
     gates_at: int
     sticky_at: int
     marks_at: int
@@ -158,7 +167,7 @@ class Layout:
         slots_at = HEADER_BYTES
         tally_at = _up(slots_at + (g.slots + 1) * SLOT_ROW_CELLS * CELL_BYTES, ROW_ALIGN_BYTES)
         tally_stride = _up(
-            (g.backends + 5 * g.models + 1 + KEY_COLUMNS * g.keys) * CELL_BYTES, ROW_ALIGN_BYTES
+            (g.backends + 7 * g.models + 1 + KEY_COLUMNS * g.keys) * CELL_BYTES, ROW_ALIGN_BYTES
         )
         if tally_stride % PAGE_BYTES == 0:
             # A column of page-strided cells would fall into one set of the L1 cache and evict itself.
@@ -166,7 +175,8 @@ class Layout:
         counters_at = _up(tally_at + g.slots * tally_stride, PAGE_BYTES)
         counters_stride = _up(g.counter_bytes, ROW_ALIGN_BYTES)
         backends_at = _up(counters_at + (g.slots + 1) * counters_stride, PAGE_BYTES)
-        gates_at = _up(backends_at + g.backends * BACKEND_ROW_CELLS * CELL_BYTES, PAGE_BYTES)
+        pools_at = _up(backends_at + g.backends * BACKEND_ROW_CELLS * CELL_BYTES, PAGE_BYTES)
+        gates_at = _up(pools_at + g.models * POOL_ROW_CELLS * CELL_BYTES, PAGE_BYTES)
         sticky_at = _up(gates_at + g.gates * GATE_STRIPE_CELLS * CELL_BYTES, PAGE_BYTES)
         marks_at = _up(sticky_at + STICKY_CELLS * CELL_BYTES, PAGE_BYTES)
         return cls(
@@ -176,6 +186,7 @@ class Layout:
             counters_at=counters_at // CELL_BYTES,
             counters_stride=counters_stride // CELL_BYTES,
             backends_at=backends_at // CELL_BYTES,
+            pools_at=pools_at // CELL_BYTES,
             gates_at=gates_at // CELL_BYTES,
             sticky_at=sticky_at // CELL_BYTES,
             marks_at=marks_at // CELL_BYTES,

@@ -31,12 +31,14 @@ class TallyRow:
     """One worker's own tally, the only writer of it. Indices past the geometry raise IndexError."""
 
     __slots__ = (
+        "_finished",
         "_held",
         "_held_total",
         "_inflight",
         "_keys",
         "_queued",
         "_running",
+        "_waiting",
         "_wish_shares",
         "_wishes",
     )
@@ -61,6 +63,10 @@ class TallyRow:
         at += g.models
         self._wish_shares = segment.cells[at : at + g.models]
         at += g.models
+        self._waiting = segment.cells[at : at + g.models]
+        at += g.models
+        self._finished = segment.cells[at : at + g.models]
+        at += g.models
         self._keys = tuple(segment.cells[at + i * g.keys : at + (i + 1) * g.keys] for i in range(KEY_COLUMNS))
 
     def add(self, backend: int, n: int) -> None:
@@ -80,6 +86,16 @@ class TallyRow:
         cells = self._queued
         n += cells[model]
         cells[model] = n if n > 0 else 0
+
+    def add_waiting(self, model: int, n: int) -> None:
+        """Count n requests more (or fewer) that wait for a model's pool to be ready; never below zero."""
+        cells = self._waiting
+        n += cells[model]
+        cells[model] = n if n > 0 else 0
+
+    def finished(self, model: int, now_ns: int) -> None:
+        """Say that a request of a model with a pool has ended now, by the machine's monotonic clock."""
+        self._finished[model] = now_ns
 
     def add_held(self, model: int, n_bytes: int) -> None:
         """Count bytes more (or fewer) held for a model's requests and responses; never below zero."""
@@ -144,12 +160,14 @@ class Tally:
 
     __slots__ = (
         "_columns",
+        "_finished",
         "_held_total",
         "_inflight",
         "_key_cells",
         "_keys_at",
         "_queued",
         "_running",
+        "_waiting",
         "_wish_shares",
         "_wishes",
         "inflight_columns",
@@ -175,9 +193,11 @@ class Tally:
         self._held_total = columns(g.backends + 3 * g.models, 1)[0]
         self._wishes = columns(g.backends + 3 * g.models + 1, g.models)
         self._wish_shares = columns(g.backends + 4 * g.models + 1, g.models)
+        self._waiting = columns(g.backends + 5 * g.models + 1, g.models)
+        self._finished = columns(g.backends + 6 * g.models + 1, g.models)
         # thousands, of which few are looked at: cut when they are
         self._key_cells = segment.cells[layout.tally_at : end]
-        self._keys_at = (g.backends + 5 * g.models + 1, g.keys, stride)
+        self._keys_at = (g.backends + 7 * g.models + 1, g.keys, stride)
         self._columns: dict[tuple[int, int], memoryview] = {}
 
     def inflight(self, backend: int) -> int:
@@ -196,6 +216,14 @@ class Tally:
     def queued(self, model: int) -> int:
         """Queued requests of a model, all workers together."""
         return sum(self._queued[model])
+
+    def waiting(self, model: int) -> int:
+        """Requests that wait for a model's pool to be ready, all workers together."""
+        return sum(self._waiting[model])
+
+    def finished(self, model: int) -> int:
+        """When a request of a model with a pool ended last, monotonic nanoseconds; 0: none that is known of."""
+        return max(self._finished[model])
 
     def wishes(self, model: int) -> list[int]:
         """How much each slot's neediest waiting request needs a place at a model; 0 where none waits."""

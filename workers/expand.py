@@ -1,4 +1,4 @@
-"""What a configuration comes to once the names in it have been looked up: every discovering backend, by its servers.
+"""What a configuration comes to once it is known where servers are: those behind names, and the members of pools.
 
 Pure. A server that was found is a backend like any other: its URL has the address and the port, the other keys are
 those that were written for the name. Towards an `https` server the name stays what is asked for and verified: of an
@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
-from ..gateway.config import MAX_BACKENDS, Backend, BackendTls, Config, Server
+from ..gateway.config import MAX_BACKENDS, Backend, BackendTls, Config, Model, Server, places_itself
 
 _LEAST_WEIGHT, _MOST_WEIGHT = 0.001, 1000.0
 _MOST_TIER = 99
 
 Found = Mapping[str, tuple[Server, ...]]
-"""By `name_of`: what a look-up gave last."""
+"""By `name_of`: what a look-up gave last; by `member_name`: where a member of a pool answered last."""
 
 
 def name_of(backend: Backend) -> str | None:
@@ -35,14 +35,29 @@ def names_in(config: Config) -> list[str]:
     return list(dict.fromkeys(name for backend in backends if (name := name_of(backend)) is not None))
 
 
+def member_name(model: str, member: int) -> str:
+    """Under what it is kept where a member of a model's pool answers."""
+    return f"pool {member} {model}"
+
+
+def members_in(config: Config) -> list[str]:
+    """All members that pools whose providers place them may have."""
+    return [
+        member_name(name, member)
+        for name, model in config.models.items()
+        if model.pool is not None and places_itself(model)
+        for member in range(model.pool.max)
+    ]
+
+
 def expand(config: Config, found: Found, columns: Mapping[str, int] | None = None) -> tuple[Config, int]:
-    """`config` with each discovering backend replaced by the servers found for it, maybe none; and how many are left
-    out because there is no column for them.
+    """`config` with each discovering backend replaced by the servers found for it, maybe none, and each pool with the
+    members that have been placed; and how many are left out because there is no column for them.
 
     columns: those of the generation before, by `<model>\\n<url>`. They stay taken for one generation more, so where
     most servers are others than before, some come in with the generation after this one.
     """
-    if not names_in(config):
+    if not names_in(config) and not members_in(config):
         return config, 0
     taken = set(columns or ()) | {
         f"{name}\n{backend.url}"
@@ -55,12 +70,12 @@ def expand(config: Config, found: Found, columns: Mapping[str, int] | None = Non
     for name, model in config.models.items():
         seen = {backend.url.rstrip("/") for backend in model.backends if backend.discover is None}
         backends: list[Backend] = []
-        for backend in model.backends:
+        for backend in (*model.backends, *_members(name, model, found)):
             known = name_of(backend)
-            if known is None:
+            if known is None and backend in model.backends:
                 backends.append(backend)
                 continue
-            for one in _servers(backend, found.get(known, ())):
+            for one in _servers(backend, found.get(known, ())) if known is not None else (backend,):
                 if one.url.rstrip("/") in seen:
                     continue
                 key = f"{name}\n{one.url}"
@@ -72,6 +87,21 @@ def expand(config: Config, found: Found, columns: Mapping[str, int] | None = Non
                 backends.append(one)
         models[name] = replace(model, backends=tuple(backends))
     return replace(config, models=models), left_out
+
+
+def _members(name: str, model: Model, found: Found) -> list[Backend]:
+    """The members of a pool, as far as they have been placed; each takes `max_concurrent` requests."""
+    pool = model.pool
+    if pool is None or not places_itself(model):
+        return []
+    made = []
+    for member in range(pool.max):
+        for server in found.get(member_name(name, member), ()):
+            host = f"[{server.address}]" if ":" in server.address else server.address
+            url = f"http://{host}:{server.port}"
+            limit = model.max_concurrent if pool.max > 1 else None
+            made.append(Backend(url=url, api_key_env=pool.api_key_env, max_concurrent=limit))
+    return made
 
 
 def _servers(backend: Backend, found: Sequence[Server]) -> list[Backend]:

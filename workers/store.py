@@ -21,7 +21,7 @@ import xxhash
 
 from ..cache.segment import Segment
 from ..gateway.config import MAX_BACKENDS, MAX_MODELS, Config, Published, pack, unpack
-from .expand import Found, expand, names_in
+from .expand import Found, expand, members_in, names_in
 
 KEPT_FILES = 3
 _NAME = re.compile(r"(config|keys)-(\d+)\.msgpack\Z")
@@ -84,11 +84,11 @@ def following(
 ) -> Published:
     """The generation after `previous`; raises Full.
 
-    config: as the operator wrote it. found: what its names led to, by default what they did before. busy: columns in
-    which something is counted still, of requests to a backend that is gone.
+    config: as the operator wrote it. found: where servers are that it does not place, by default where they were
+    before. busy: columns in which something is counted still, of requests to a backend that is gone.
     """
     before = {**(previous.found if previous else {}), **(found or {})}
-    known = {name: before[name] for name in names_in(config) if name in before}
+    known = {name: before[name] for name in (*names_in(config), *members_in(config)) if name in before}
     columns_before = previous.indices if previous else {}
     expanded, _ = expand(config, known, columns_before)
     return Published(

@@ -2,10 +2,12 @@
 
 from .cache import L1, L2, Cache, ModelCache
 from .check import Machine, is_loopback, tls_fault
+from .check_pools import places_itself
 from .faults import ConfigError
 from .fields import GIB, KIB, MIB, CacheMode
 from .load import load, schema
 from .model import Backend, BackendTls, Batching, Model, Policy, Timeouts
+from .pool import DockerPool, KubernetesPool, Pool, Pools, PoolTerms, ProcessPool, WebhookPool
 from .redis import RedisServer, RedisTls
 from .snapshot import Published, Server, from_snapshot, pack, snapshot, unpack
 from .structs import (
@@ -47,9 +49,11 @@ __all__ = [
     "ConfigError",
     "Connections",
     "Discovery",
+    "DockerPool",
     "Health",
     "Http2",
     "Keys",
+    "KubernetesPool",
     "Limits",
     "Listen",
     "Log",
@@ -58,6 +62,10 @@ __all__ = [
     "ModelCache",
     "Node",
     "Policy",
+    "Pool",
+    "PoolTerms",
+    "Pools",
+    "ProcessPool",
     "Published",
     "RedisServer",
     "RedisTls",
@@ -65,11 +73,13 @@ __all__ = [
     "Timeouts",
     "Tls",
     "UpstreamSettings",
+    "WebhookPool",
     "Workers",
     "from_snapshot",
     "is_loopback",
     "load",
     "pack",
+    "places_itself",
     "schema",
     "snapshot",
     "tls_fault",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from .addresses import is_address, nameserver
+from .check_pools import pool_faults
 from .faults import ConfigError
 from .model import Backend, Model
 from .redis import RedisServer
@@ -107,6 +108,8 @@ class _Check:
         self._keys(config)
         self._names(config)
         self._discovery(config)
+        for path, what, fix in pool_faults(config, self._environ):
+            raise self._fail(path, what, fix)
         for name, model in config.models.items():
             self._backends(f"$.models.{name}", model, config.listen)
             self._fallbacks(f"$.models.{name}.fallbacks", name, model.fallbacks, config)
@@ -301,10 +304,8 @@ class _Check:
             )
 
     def _backends(self, path: str, model: Model, listen: Listen) -> None:
-        if not model.backends:
-            raise self._fail(
-                f"{path}.backends", "a list that must not be empty", "write a list, each item after a dash"
-            )
+        if not model.backends and model.pool is None:
+            raise self._fail(path, "`backends` is missing", "add `backends:` here, or a `pool`")
         seen: set[str] = set()
         for index, backend in enumerate(model.backends):
             place = f"{path}.backends[{index}]"

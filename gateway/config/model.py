@@ -6,6 +6,7 @@ from msgspec import Meta, Struct
 
 from .cache import ModelCache
 from .fields import Duration, Env, EnvName, Wait, Zone
+from .pool import Pool
 
 Policy = Literal[
     "least_connections",
@@ -110,11 +111,14 @@ class Batching(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One model that clients may name."""
 
-    # not empty in a file, which `check` says; in what travels it may be, when all are discovered and none is found yet
+    # in what travels it may be empty: when all are discovered and none is found yet, or the pool has never run
     backends: Annotated[
         tuple[Backend, ...],
-        Meta(description="The servers that answer for it.", extra_json_schema={"minItems": 1}),
-    ]
+        Meta(description="The servers that answer for it; absent where a `pool` starts them."),
+    ] = ()
+    pool: Annotated[
+        Pool | None, Meta(description="Servers that run while they are needed. Absent: they always do.")
+    ] = None
     aliases: Annotated[
         tuple[str, ...], Meta(description="Other names for it; a request by alias is rewritten.")
     ] = ()
@@ -144,7 +148,12 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Meta(description="Models that answer, in this order, when none of its backends can be had."),
     ] = ()
     max_concurrent: Annotated[
-        int, Meta(ge=1, le=1_000_000, description="Requests at its backends at one time, on this node.")
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Requests at its backends at one time, on this node; at each server of a `pool`.",
+        ),
     ] = 100
     max_queue: Annotated[
         int, Meta(ge=0, le=1_000_000, description="Requests that may wait for a place; the next gets 429.")

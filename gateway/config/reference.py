@@ -51,7 +51,10 @@ def markdown() -> str:
 def _section(kind: inspect.Type, path: str, parts: list[str]) -> None:
     if not isinstance(kind, inspect.StructType):
         return
-    lines = [f"\n## {'`' + path + '`' if path else 'Top level'}\n", f"{kind.cls.__doc__}\n"]
+    title = f"`{path}`" if path else "Top level"
+    if kind.tag_field:
+        title += f", `{kind.tag_field}: {kind.tag}`"
+    lines = [f"\n## {title}\n", f"{kind.cls.__doc__}\n"]
     lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
     below: list[tuple[inspect.Type, str]] = []
     for field in kind.fields:
@@ -89,7 +92,8 @@ def _value(kind: inspect.Type) -> str:
                 return "size"
             return _value(kind.type) + (" *(env)*" if extra.get("env") else "")
         case inspect.UnionType():
-            return " or ".join(_value(t) for t in kind.types if not isinstance(t, inspect.NoneType))
+            words = (_value(t) for t in kind.types if not isinstance(t, inspect.NoneType))
+            return " or ".join(dict.fromkeys(words))
         case inspect.LiteralType():
             return ", ".join(_text(str(v)) for v in kind.values)
         case inspect.DictType():
@@ -131,6 +135,8 @@ def _default(field: inspect.Field) -> str:
                 return f"`{value // unit}{name}`"
     if isinstance(value, tuple):
         return "`[]`"
+    if field.default_factory is dict:
+        return "`{}`"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if isinstance(value, float):

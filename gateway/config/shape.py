@@ -48,6 +48,11 @@ class _Walk:
         if isinstance(kind, inspect.UnionType):
             marked = [(t.type, t.extra) if isinstance(t, inspect.Metadata) else (t, None) for t in kind.types]
             extra = extra or next((e for _, e in marked if e), None)
+            tagged = [
+                inner for inner, _ in marked if isinstance(inner, inspect.StructType) and inner.tag_field
+            ]
+            if len(tagged) > 1 and isinstance(raw, dict):
+                return self._tagged(raw, tagged, path)
             for inner, _ in marked:
                 if isinstance(inner, inspect.StructType | inspect.VarTupleType) and raw is not None:
                     return self.value(raw, inner, path, extra)
@@ -60,9 +65,26 @@ class _Walk:
             return [self.value(v, kind.item_type, f"{path}[{i}]") for i, v in enumerate(raw)]
         return self._leaf(raw, path, extra)
 
+    def _tagged(self, raw: dict[str, Any], kinds: list[inspect.StructType], path: str) -> dict[str, Any]:
+        """One of several Structs, as one of its keys says."""
+        key = str(kinds[0].tag_field)
+        choices = [str(kind.tag) for kind in kinds]
+        if key not in raw:
+            raise ConfigError(
+                self._name, path, f"`{key}` is missing", f"add `{key}:`, one of {', '.join(choices)}"
+            )
+        chosen = next((kind for kind in kinds if kind.tag == raw[key]), None)
+        if chosen is None:
+            near = did_you_mean(str(raw[key]), choices)
+            fix = f"did you mean `{near}`?" if near else "the choices are " + ", ".join(choices)
+            raise ConfigError(self._name, f"{path}.{key}", f"{show(raw[key])} is not one of the choices", fix)
+        return self._struct(raw, chosen, path)
+
     def _struct(self, raw: dict[str, Any], kind: inspect.StructType, path: str) -> dict[str, Any]:
         fields = {field.encode_name: field for field in kind.fields}
         for key in raw:
+            if key == kind.tag_field:
+                continue
             if key not in fields:
                 raise ConfigError(self._name, f"{path}.{key}", "unknown key", _suggest(key, fields))
         for field in fields.values():
@@ -72,6 +94,9 @@ class _Walk:
                 )
         shaped = {}
         for key, value in raw.items():
+            if key == kind.tag_field:
+                shaped[key] = value
+                continue
             inner = _bare(fields[key].type)
             if value is None and isinstance(inner, inspect.StructType | inspect.DictType):
                 raise ConfigError(self._name, f"{path}.{key}", "nothing follows", "indent its keys below it")

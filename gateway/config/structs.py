@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from .cache import Cache
 from .fields import GIB, HEALTH_PATH, MIB, Duration, Env, EnvName, Port, Size, Wait, Zone
 from .model import Model
+from .pool import Pools
 from .redis import RedisServer
 
 MAX_BACKENDS = 256
@@ -276,3 +277,4 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     discovery: Annotated[Discovery, Meta(description="Backends found by name.")] = Discovery()
     log: Annotated[Log, Meta(description="The log.")] = Log()
     upstream: Annotated[UpstreamSettings, Meta(description="Connections to backends.")] = UpstreamSettings()
+    pools: Annotated[Pools, Meta(description="What pools of servers that sleep share.")] = Pools()

@@ -156,7 +156,7 @@ BROKEN = [
         MODEL + "discovery: {nameservers: ['10.0.0.2', '[::1]:5353', dns.lan]}",
         "$.discovery.nameservers[2]: dns.lan is no address; write 10.0.0.2 or 10.0.0.2:53",
     ),
-    ("models:\n  m: {backends: []}", "$.models.m.backends: a list that must not be empty; write a list"),
+    ("models:\n  m: {backends: []}", "$.models.m: `backends` is missing; add `backends:` here, or a `pool`"),
     ("models:\n  m: {backends: http://h}", "$.models.m.backends: expected a list, got text; write a list"),
     (
         "models:\n  m: {backends: [http://h]}",

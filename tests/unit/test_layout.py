@@ -27,7 +27,8 @@ def test_regions_follow_one_another_without_overlap(g: Geometry) -> None:
         (at.slots_at + (g.slots + 1) * lay.SLOT_ROW_CELLS, at.tally_at),
         (at.tally_at + g.slots * at.tally_stride, at.counters_at),
         (at.counters_at + (g.slots + 1) * at.counters_stride, at.backends_at),
-        (at.backends_at + g.backends * lay.BACKEND_ROW_CELLS, at.gates_at),
+        (at.backends_at + g.backends * lay.BACKEND_ROW_CELLS, at.pools_at),
+        (at.pools_at + g.models * lay.POOL_ROW_CELLS, at.gates_at),
         (at.gates_at + g.gates * lay.GATE_STRIPE_CELLS, at.sticky_at),
         (at.sticky_at + lay.STICKY_CELLS, at.marks_at),
         (at.marks_at + lay.MARK_STRIPES * lay.MARK_STRIPE_CELLS, at.total_bytes // 8),
@@ -42,7 +43,7 @@ def test_a_worker_never_shares_a_cache_line_pair_with_its_neighbour(g: Geometry)
     for start, stride in ((at.tally_at, at.tally_stride), (at.counters_at, at.counters_stride)):
         assert start * 8 % lay.ROW_ALIGN_BYTES == 0
         assert stride * 8 % lay.ROW_ALIGN_BYTES == 0
-    assert at.tally_stride >= g.backends + 3 * g.models + 1
+    assert at.tally_stride >= g.backends + 7 * g.models + 1
     assert at.counters_stride * 8 >= g.counter_bytes
 
 

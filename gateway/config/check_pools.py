@@ -1,0 +1,47 @@
+"""What types cannot say of pools. Pure: each function yields (path, fault, likely fix) for what cannot work."""
+
+from collections.abc import Iterator, Mapping
+
+from .model import Model
+from .pool import KubernetesPool, WebhookPool
+from .structs import Config
+
+Fault = tuple[str, str, str]
+
+
+def places_itself(model: Model) -> bool:
+    """Whether the provider says where the servers answer; otherwise the model's `backends` do."""
+    pool = model.pool
+    return pool is not None and not (
+        isinstance(pool, WebhookPool) or (isinstance(pool, KubernetesPool) and pool.scale is not None)
+    )
+
+
+def pool_faults(config: Config, environ: Mapping[str, str]) -> Iterator[Fault]:
+    """Everything that is wrong with the pools of a configuration, in its order."""
+    for name, model in config.models.items():
+        if model.pool is not None:
+            yield from _of_one(f"$.models.{name}", model, environ)
+
+
+def _of_one(path: str, model: Model, environ: Mapping[str, str]) -> Iterator[Fault]:
+    pool = model.pool
+    assert pool is not None
+    if isinstance(pool, KubernetesPool) and (pool.scale is None) is (pool.vllm_model is None):
+        yield f"{path}.pool", "one of `scale` and `vllm_model` is needed", "give one of them"
+    if places_itself(model) and model.backends:
+        yield f"{path}.backends", "the pool's servers are its backends", "remove them, or remove `pool`"
+    if not places_itself(model) and not model.backends:
+        yield f"{path}", "`backends` is missing", "say where the pool's servers answer"
+    if pool.min > pool.max:
+        yield f"{path}.pool.min", "larger than `max`", "lower it, or raise `max`"
+    if pool.sleep_after_s is not None and pool.sleep_after_s >= pool.idle_timeout_s:
+        yield f"{path}.pool.sleep_after_s", "not shorter than `idle_timeout_s`", "lower it, or remove it"
+    for key in ("api_key_env", "secret_env"):
+        variable = getattr(pool, key, None)
+        if variable is not None and not environ.get(variable):
+            yield (
+                f"{path}.pool.{key}",
+                f"environment variable {variable} is not set",
+                "set it before starting",
+            )

@@ -1,0 +1,63 @@
+"""How the servers of one pool are started and stopped: the interface that every provider has.
+
+A provider does as it is told, again and again if need be: a server that runs already is started by nothing, one that
+is gone is stopped by nothing. It decides nothing, and keeps in memory nothing that it could not find out again: what
+runs is asked of the system that runs it, so that the next controller, or the next gateway, takes it over.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+class ProviderFault(Exception):
+    """It cannot be done; the text is one line, for operators and for clients that wait, and holds no secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """One member that runs. url: where it answers, None where the configuration says that. gpus: those it has."""
+
+    url: str | None = None
+    gpus: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What one start or stop is done for. gpus: the devices to use, () where nobody says.
+
+    key: the same for each repetition of one order, from whichever node (an idempotency key). fence: grows with each
+    change of the owner; who serves a shared pool refuses a stop with a lower one than it has seen.
+    """
+
+    key: str
+    fence: int = 0
+    gpus: tuple[int, ...] = ()
+
+
+class Provider(ABC):
+    """The servers of one pool. `ended` may be called with (member, reason) when one that ran is seen to be gone."""
+
+    #: whether members end in the reverse order of their numbers only, as the replicas of a StatefulSet
+    ordered: bool = False
+
+    def __init__(self) -> None:
+        self.ended: Callable[[int, str], None] = lambda member, reason: None
+
+    @abstractmethod
+    async def ensure_ready(self, member: int, order: Order, timeout_s: float) -> Running:
+        """Have a member run, healthy. Raises ProviderFault, also when it took too long; then nothing of it is left."""
+
+    @abstractmethod
+    async def ensure_stopped(self, member: int, order: Order, timeout_s: float) -> None:
+        """Have a member gone: asked politely first, made to after `timeout_s`. Raises ProviderFault."""
+
+    @abstractmethod
+    async def status(self) -> Mapping[int, Running]:
+        """The members that run now, for who takes over; not whether they are healthy. Raises ProviderFault."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of clients and watches; servers stay as they are."""
