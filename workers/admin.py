@@ -1,4 +1,4 @@
-"""The admin port's application: metrics, status, the cache, the backends, and whether the controller is alive.
+"""The admin port's application: metrics, status, the cache, backends, pools, and whether the controller is alive.
 
 Strategy: few requests, small answers, one table of paths and their methods. With a key configured every path but
 `/health` wants it, compared in constant time, and without it even the existence of a path is not told. What is
@@ -27,9 +27,26 @@ CACHE_ENTRIES = "/gateway/cache/entries/"
 BACKENDS = "/gateway/backends"
 BACKENDS_DRAIN = "/gateway/backends/drain"
 BACKENDS_UNDRAIN = "/gateway/backends/undrain"
+POOLS = "/gateway/pools"
+POOLS_WAKE = f"{POOLS}/wake"
+POOLS_STOP = f"{POOLS}/stop"
+POOLS_SWITCH = f"{POOLS}/switch"
+PROXY_AVAILABLE = "/proxy/models/available"
+PROXY_RUNNING = "/proxy/models/running"
+PROXY_SWITCH = "/proxy/models/switch"
+PROXY_START = "/proxy/operations/start"
+PROXY_STOP = "/proxy/operations/stop"
+PROXY_STATS = "/proxy/stats"
+PROXY_METRICS = "/proxy/metrics"
+PROXY_VERSION = "/proxy/version"
 HEALTH = "/health"
 _ON_API_PORT = frozenset(
-    (METRICS, STATUS, CACHE_STATS, CACHE_FLUSH, BACKENDS, BACKENDS_DRAIN, BACKENDS_UNDRAIN)
+    (
+        *(METRICS, STATUS, CACHE_STATS, CACHE_FLUSH, BACKENDS, BACKENDS_DRAIN, BACKENDS_UNDRAIN),
+        *(POOLS, POOLS_WAKE, POOLS_STOP, POOLS_SWITCH),
+        *(PROXY_AVAILABLE, PROXY_RUNNING, PROXY_SWITCH, PROXY_START, PROXY_STOP),
+        *(PROXY_STATS, PROXY_METRICS, PROXY_VERSION),
+    )
 )
 
 _NO_STORE = ("cache-control", "no-store")

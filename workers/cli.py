@@ -1,4 +1,5 @@
-"""The command line: `penstock serve | sim | config … | restart | cache … | keys … | backends …`, and `--version`.
+"""The command line: `penstock serve | sim | config … | restart | cache … | keys … | backends … | pools … | wake | stop
+| switch`, and `--version`.
 
 Strategy: parse, call, print one line when it cannot be done. Exit statuses: 0 done, 1 it broke while running,
 2 it was asked for something that cannot be done (the command line, the configuration, a port that is taken, an entry
@@ -25,6 +26,10 @@ from .cache_cli import run as run_cache
 from .keys_cli import Failed as KeysFailed
 from .keys_cli import add_verbs as add_keys_verbs
 from .keys_cli import run as run_keys
+from .pools_cli import VERBS as POOL_VERBS
+from .pools_cli import Failed as PoolsFailed
+from .pools_cli import add_verbs as add_pools_verbs
+from .pools_cli import run as run_pools
 
 CANNOT = 2
 
@@ -72,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add_cache_verbs(commands, _Parser, _port)
     add_keys_verbs(commands, _Parser)
     add_backends_verbs(commands, _Parser, _port)
+    add_pools_verbs(commands, _Parser, _port)
     return parser
 
 
@@ -103,6 +109,8 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return _cache(args, environ)
     if args.command == "backends":
         return _backends(args)
+    if args.command == "pools" or args.command in POOL_VERBS:
+        return _pools(args)
     if args.command == "keys":
         return _keys(args, environ)
     if args.command == "config" and args.action == "schema":
@@ -191,6 +199,15 @@ def _backends(args: argparse.Namespace) -> int:
     try:
         print(run_backends(args))
     except BackendsFailed as fault:
+        _cannot(fault)
+        return fault.status
+    return 0
+
+
+def _pools(args: argparse.Namespace) -> int:
+    try:
+        print(run_pools(args))
+    except PoolsFailed as fault:
         _cannot(fault)
         return fault.status
     return 0
