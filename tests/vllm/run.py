@@ -1,14 +1,15 @@
-"""`make test-vllm`: the conformance suite with a real vLLM behind the gateway.
+"""`make test-vllm`: the conformance suite with a real vLLM behind the gateway, and a pool of real vLLM servers.
 
     python -m tests.vllm.run [pytest arguments]
 
-Builds the environment (`.venv-vllm`, minutes the first time), starts the servers, runs `tests/conformance` with their
-URLs in its environment, and ends with pytest's exit status. Where vLLM cannot be installed it says why and ends with 0:
-skipped is not failed. `PENSTOCK_TEST_VLLM_URL` names a server that runs already; then none is started.
+Builds the environment (`.venv-vllm`, minutes the first time), starts the servers, runs `tests/conformance` and
+`tests/vllm` with their URLs in its environment, and ends with pytest's exit status. Where vLLM cannot be installed it
+says why and ends with 0: skipped is not failed. `PENSTOCK_TEST_VLLM_URL` names a server that runs already; then none is started.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -19,10 +20,22 @@ from .server import servers
 from .setup import CannotInstall, build
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("tests/conformance", "tests/vllm")
 
 
 def _pytest(arguments: list[str], environment: dict[str, str]) -> int:
-    argv = [sys.executable, "-m", "pytest", "-o", "timeout=600", "-rs", "tests/conformance", *arguments]
+    argv = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-o",
+        "timeout=600",
+        "-rs",
+        "-m",
+        "not (soak or slow)",
+        *FOLDERS,
+        *arguments,
+    ]
     return subprocess.run(argv, cwd=ROOT, env={**os.environ, **environment}, check=False).returncode
 
 
@@ -44,6 +57,8 @@ def main(arguments: list[str]) -> int:
                 "PENSTOCK_TEST_VLLM_URL": running.generating,
                 "PENSTOCK_TEST_VLLM_POOLING_URL": running.pooling,
                 "PENSTOCK_TEST_VLLM_KEY": running.key,
+                "PENSTOCK_TEST_VLLM_COMMAND": json.dumps(running.command),
+                "PENSTOCK_TEST_VLLM_ENVIRONMENT": json.dumps(running.environment),
             },
         )
 

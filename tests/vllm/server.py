@@ -38,14 +38,16 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Servers:
-    """Base URLs of the two servers, the key both ask for."""
+    """Base URLs of the two servers, the key both ask for; and what starts one more like the first, on `{port}`."""
 
     generating: str
     pooling: str
+    command: list[str]
+    environment: dict[str, str]
     key: str = API_KEY
 
 
-def _argv(python: Path, model: Path, name: str, port: int, *more: str) -> list[str]:
+def _argv(python: Path, model: Path, name: str, port: int | str, *more: str) -> list[str]:
     return [
         *(str(python.parent / "vllm"), "serve", str(model), "--served-model-name", name),
         *("--host", "127.0.0.1", "--port", str(port), "--api-key", API_KEY),
@@ -74,7 +76,8 @@ def servers(python: Path, folder: Path) -> Iterator[Servers]:
         # one after the other: each wants all of a small machine while it starts
         for port, command in zip(ports, commands, strict=True):
             stack.enter_context(_server(command, port, environment))
-        yield Servers(*(f"http://127.0.0.1:{port}" for port in ports))
+        urls = (f"http://127.0.0.1:{port}" for port in ports)
+        yield Servers(*urls, _argv(python, model, "tiny-llama", "{port}"), environment)
 
 
 def _server(argv: list[str], port: int, environment: dict[str, str]) -> Proc:
