@@ -43,6 +43,12 @@ class Provider(ABC):
     #: whether members end in the reverse order of their numbers only, as the replicas of a StatefulSet
     ordered: bool = False
 
+    #: whether the servers are this node's own: then the gateway ends them when it is stopped, and those that hang
+    local: bool = False
+
+    #: of a local provider's servers: whether they go on when the gateway is stopped, for its next start
+    keep: bool = False
+
     def __init__(self) -> None:
         self.ended: Callable[[int, str], None] = lambda member, reason: None
 
