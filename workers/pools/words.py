@@ -48,14 +48,23 @@ class Others:
     """What other nodes say of a shared pool.
 
     may_stop: this node owns the pool and can prove it, so it may put members to sleep and stop them. busy: another
-    node has work for it, or has not been heard of for less than 30 s. drained: every other node holds its requests
-    for it back and has none in flight. draining: the owner, another node, is about to stop it: hold requests back.
+    node has work for it, or had a moment ago, or has not been heard of for less than 30 s. drained: every other node
+    holds its requests for the members that this one drains back and has none in flight there. draining: the owner,
+    another node, is about to stop it: hold requests back. leaving: members, not all, that the owner, another node, is
+    about to end: show them DRAINING. load: requests that wait and run at the other nodes. running: members that other
+    nodes have READY. asleep: members that were put to sleep. stops: how often each member, from 0, was stopped or put
+    to sleep by whoever owned the pool.
     """
 
     may_stop: bool = True
     busy: bool = False
     drained: bool = True
     draining: bool = False
+    leaving: frozenset[int] = frozenset()
+    load: int = 0
+    running: frozenset[int] = frozenset()
+    asleep: frozenset[int] = frozenset()
+    stops: tuple[int, ...] = ()
 
 
 ALONE = Others()
