@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .config.model import Batching
+
 
 @dataclass(frozen=True, slots=True)
 class BatchTerms:
@@ -18,3 +20,10 @@ class BatchTerms:
     max_items: int
     max_bytes: int
     exact: bool
+
+    @classmethod
+    def of(cls, batching: Batching, max_bytes: int) -> BatchTerms | None:
+        """As configured; None where requests go alone."""
+        if not batching.window_ms:
+            return None
+        return cls(batching.window_ms / 1000, batching.max_items, max_bytes, batching.usage == "exact")

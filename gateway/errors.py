@@ -48,11 +48,15 @@ class Kind(enum.Enum):
     UPSTREAM_BROKEN = "upstream_broken"
     UPSTREAM_INCOMPLETE = "upstream_incomplete"
     UPSTREAM_TOO_LARGE = "upstream_response_too_large"
+    UPSTREAM_NO_STREAM = "upstream_no_stream"
+    UPSTREAM_REFUSED = "upstream_refused"
     FLIGHT_LOST = "flight_lost"
     LOOP = "request_loop"
     NO_BACKEND = "no_healthy_backend"
     DRAINING = "draining"
     KEYS_UNKNOWN = "keys_unavailable"
+    WAKE_FAILED = "wake_failed"
+    WAKE_TIMEOUT = "wake_timeout"
     QUEUE_TIMEOUT = "queue_timeout"
     CONNECT_TIMEOUT = "connect_timeout"
     FIRST_BYTE_TIMEOUT = "first_byte_timeout"
@@ -96,11 +100,15 @@ TABLE: dict[Kind, Spec] = {
     Kind.UPSTREAM_BROKEN: Spec(502, _SERVER, Source.UPSTREAM),
     Kind.UPSTREAM_INCOMPLETE: Spec(502, _SERVER, Source.UPSTREAM),
     Kind.UPSTREAM_TOO_LARGE: Spec(502, _SERVER, Source.UPSTREAM),
+    Kind.UPSTREAM_NO_STREAM: Spec(502, _SERVER, Source.UPSTREAM),
+    Kind.UPSTREAM_REFUSED: Spec(502, _SERVER, Source.UPSTREAM),  # a refusal has its own (dialects.refusal)
     Kind.FLIGHT_LOST: Spec(502, _SERVER, Source.GATEWAY),
     Kind.LOOP: Spec(502, _SERVER, Source.GATEWAY),
     Kind.NO_BACKEND: Spec(503, _SERVER, Source.UPSTREAM),
     Kind.DRAINING: Spec(503, _SERVER, Source.GATEWAY),
     Kind.KEYS_UNKNOWN: Spec(503, _SERVER, Source.GATEWAY),
+    Kind.WAKE_FAILED: Spec(503, _SERVER, Source.UPSTREAM),
+    Kind.WAKE_TIMEOUT: Spec(504, _SERVER, Source.UPSTREAM),
     Kind.QUEUE_TIMEOUT: Spec(504, _SERVER, Source.GATEWAY),
     Kind.CONNECT_TIMEOUT: Spec(504, _SERVER, Source.UPSTREAM),
     Kind.FIRST_BYTE_TIMEOUT: Spec(504, _SERVER, Source.UPSTREAM),
@@ -144,3 +152,13 @@ class Fault(Exception):
     def status(self) -> int:
         """The HTTP status that the client is told, or that metrics count once a response has begun."""
         return TABLE[self.kind].status
+
+    @property
+    def type(self) -> str:
+        """The ``type`` in OpenAI's error object."""
+        return TABLE[self.kind].type
+
+    @property
+    def code(self) -> str | int:
+        """The ``code`` in the error object."""
+        return self.kind.value

@@ -12,18 +12,20 @@ from collections.abc import Callable, Mapping
 from xxhash import xxh3_64_intdigest
 
 from ..cache.digest import prefix
+from ..cache.pool_table import PoolTable
 from .alias import Alias
 from .batch_terms import BatchTerms
 from .caller import ANYONE, Caller
-from .config import CacheMode, Config, Published
+from .config import CacheMode, Config, Published, places_itself
 from .config.model import Backend as BackendConfig
-from .config.model import Batching, Policy
+from .config.model import Policy
 from .config.structs import UpstreamSettings
 from .endpoints import Endpoint
 from .errors import Fault, Kind
 from .fingerprint import KEY_SCHEMA
 from .policies.eligible import rank
 from .policies.peak_ewma import Ewma
+from .pool_view import PoolView
 from .upstream.call import CallTimeouts
 from .upstream.h2_pool import H2Pool
 from .upstream.origin import Origin
@@ -167,9 +169,11 @@ class Model:
             "places",
             "plain",
             "policy",
+            "pool",
             "prefix_chars",
             "queue_timeout_s",
             "ranked",
+            "shared_url",
             "timed",
             "timeouts",
             "version",
@@ -192,6 +196,8 @@ class Model:
         policy: Policy = "least_connections",
         prefix_chars: int = 1024,
         batching: BatchTerms | None = None,
+        pool: PoolView | None = None,
+        shared_url: bool = False,
     ) -> None:
         self.name = name
         self.index = index
@@ -209,6 +215,9 @@ class Model:
         self.prefix_chars = prefix_chars
         #: how small requests go upstream together, where they do
         self.batching = batching
+        #: the servers behind it where they may sleep; ``shared_url``: several of them may answer at one URL
+        self.pool = pool
+        self.shared_url = shared_url
         #: whether the time to an answer's first byte is to be told to its backend
         self.timed = policy == "peak_ewma"
         #: whether backends differ in more than their weights: tiers, zones, limits of their own
@@ -222,15 +231,29 @@ class Model:
     def count_places(self) -> None:
         """See how many requests may be at its backends at one time: no more than those that are up will take.
 
-        Where none is up it is the model's own number, so that requests are told so instead of waiting for it.
+        Where none is up it is the model's own number, so that requests are told so instead of waiting for it. Of a pool
+        the model's number is each server's.
         """
+        pool = self.pool
+        if pool is not None:
+            mine = self.max_concurrent
+            up = sum(backend.max_concurrent or mine for backend in self.backends if backend.up)
+            if self.shared_url and up:
+                up = max(up, mine * pool.members)
+            self.places = up or mine * pool.max
+            return
         own = [backend.max_concurrent for backend in self.backends if backend.up]
         self.places = min(self.max_concurrent, sum(own)) if own and all(own) else self.max_concurrent
 
     @property
     def ready(self) -> bool:
-        """Whether any backend may be tried."""
-        return any(backend.up for model in (self, *self.fallbacks) for backend in model.backends)
+        """Whether any backend may be tried, or woken."""
+        for model in (self, *self.fallbacks):
+            if model.pool is not None and model.pool.wakes:
+                return True
+            if any(backend.up for backend in model.backends):
+                return True
+        return False
 
     def key_head(self, endpoint: Endpoint, tenant: str, namespace: str = "") -> bytes:
         """What a cache key covers besides query and body: schema version, tenant and namespace, model, version
@@ -266,13 +289,15 @@ class Route:
 class Fleet:
     """All routes of one configuration generation."""
 
-    __slots__ = ("backends", "config", "generation", "models", "routes")
+    __slots__ = ("backends", "config", "generation", "models", "pooled", "routes")
 
     def __init__(self, generation: int, config: Config, models: tuple[Model, ...]) -> None:
         self.generation = generation
         self.config = config
         self.models = models
         self.backends = tuple(backend for model in models for backend in model.backends)
+        #: those whose servers may sleep
+        self.pooled = tuple(model for model in models if model.pool is not None)
         self.routes = {model.name: Route(model, None) for model in models}
         by_name = {model.name: model for model in models}
         for model in models:
@@ -307,13 +332,6 @@ class Fleet:
         ]
 
 
-def _batch_terms(batching: Batching, max_bytes: int) -> BatchTerms | None:
-    if not batching.window_ms:
-        return None
-    exact = batching.usage == "exact"
-    return BatchTerms(batching.window_ms / 1000, batching.max_items, max_bytes, exact)
-
-
 MakePool = Callable[[BackendConfig, UpstreamSettings], Pool | H2Pool]
 
 
@@ -323,10 +341,12 @@ def build(
     make_pool: MakePool,
     previous: Fleet | None = None,
     via: str = "",
+    table: PoolTable | None = None,
 ) -> Fleet:
     """The fleet of a published configuration; raises KeyError when a named secret is not in ``environ``.
 
-    ``via``: what names this gateway to others that it asks.
+    ``via``: what names this gateway to others that it asks. ``table``: where the states of pools stand; without it
+    models are taken as if they had none.
     """
     config = published.config
     kept = {backend.identity: backend for backend in previous.backends} if previous is not None else {}
@@ -346,19 +366,23 @@ def build(
                 made.up, made.since_s, made.ramp = old.up, old.since_s, old.ramp
                 made.waiting, made.kv, made.hint = old.waiting, old.kv, old.hint
                 made.ewma, made.credit = old.ewma, old.credit
+            elif model.pool is not None and table is not None:
+                made.up = False  # until its row says that it is
             backends.append(made)
         limits = model.timeouts
+        index = published.model_indices[name]
+        view, at_most = None, 0
+        if model.pool is not None and table is not None:
+            view = PoolView(table, index, name, model.pool)
+            at_most = 0 if places_itself(model) else model.pool.max
         models.append(
             Model(
                 name,
-                published.model_indices[name],
+                index,
                 model.version,
                 tuple(backends),
                 timeouts=CallTimeouts(
-                    connect_s=limits.connect_s,
-                    first_byte_s=limits.first_byte_s,
-                    between_chunks_s=limits.between_chunks_s,
-                    total_s=limits.total_s,
+                    limits.connect_s, limits.first_byte_s, limits.between_chunks_s, limits.total_s
                 ),
                 max_concurrent=model.max_concurrent,
                 max_queue=model.max_queue,
@@ -367,7 +391,9 @@ def build(
                 cache_mode=(model.cache or config.cache).mode,
                 policy=model.policy,
                 prefix_chars=model.prefix_chars,
-                batching=_batch_terms(model.batching, config.limits.max_body),
+                batching=BatchTerms.of(model.batching, config.limits.max_body),
+                pool=view,
+                shared_url=0 < len(backends) < at_most,
             )
         )
     return Fleet(published.generation, config, tuple(models))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..cache.outcome import NoCache
 from .flight import Flight
 from .limits.grant import Grant
+from .pool_view import PoolView
 from .relay import Relay
 
 
@@ -15,6 +16,12 @@ class Life:
     status = 0
     upstream_ns = 0
     queued_ns = 0
+    #: how long it waited for servers to wake; counted in ``queued_ns`` too
+    wake_ns = 0
+    #: since when it waits for a pool that is not ready, by itself or behind who asks for it (s, the worker's clock);
+    #: 0.0: it does not. ``hold_pool`` is set before, and stays.
+    hold_since = 0.0
+    hold_pool: PoolView | None = None
     relay: Relay | None = None
     #: how the cache took part: a value of ``Outcome``
     cache = ""
@@ -26,6 +33,15 @@ class Life:
     grant: Grant | None = None
     #: its client is gone; the task goes on for others
     left = False
+    #: its response was begun while it waited, as an event stream: only events can follow
+    opened = False
+    #: bytes on the wire that went into such a response before its answer
+    said_bytes = 0
+
+    def keep_alive(self) -> None:
+        """It is to be an event stream, and begins to wait (``hold_since`` and ``hold_pool`` are set): after a while
+        its client is to be told so. Idempotent.
+        """
 
     def abandon(self) -> None:
         """Nobody wants the flight any more: what it is for, whoever runs the request's task knows."""

@@ -21,7 +21,7 @@ def _card(name: str, route: Route) -> dict[str, object]:
         "root": model.name,
         "parent": None,
         "max_model_len": model.max_model_len,
-        "state": "ready" if model.ready else "down",
+        "state": model.pool.state if model.pool is not None else "ready" if model.ready else "down",
     }
 
 

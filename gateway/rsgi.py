@@ -113,9 +113,10 @@ class App:
                     "stream_failed model=%s cause=%s request_id=%s more=%d",
                     *(exchange.model, fault.kind.value, exchange.request_id, more),
                 )
-            if relay is None or not relay.events:
+            if not (exchange.opened if relay is None else relay.events):
                 return  # a body of known length: ending it short is all that can be said
-            broken = b"" if relay.last.endswith((b"\n\n", b"\r\n\r\n")) else b"\n\n"
+            cut = relay is not None and not relay.last.endswith((b"\n\n", b"\r\n\r\n"))
+            broken = b"\n\n" if cut else b""
             try:
                 exchange.send(broken + words.error_frame(fault))
             except ClientGone:
@@ -224,7 +225,7 @@ class App:
         elif any(model.ready for model in worker.fleet.models):
             self._json(exchange, 200, b'{"status":"ready"}')
         else:
-            raise Fault(Kind.NO_BACKEND, "no model has a healthy backend", retry_after_s=2.0)
+            raise Fault(Kind.NO_BACKEND, "no model can be served or woken", retry_after_s=2.0)
 
     def _json(self, exchange: Exchange, status: int, body: bytes) -> None:
         exchange.respond(status, [_JSON, ("x-request-id", exchange.request_id)], body)

@@ -18,6 +18,7 @@ import xxhash
 
 from ..cache.arena import Arena
 from ..cache.gates import Gates
+from ..cache.pool_table import PoolTable
 from ..cache.rows import CounterRow, Tally, TallyRow
 from ..cache.segment import Segment
 from ..cache.table import DOWN, BackendTable
@@ -36,11 +37,13 @@ from .errors import Fault, Kind
 from .fleet import Backend, build
 from .flights import Flights
 from .hints import take_in
+from .keepalive import KeepAlive
 from .keys import Keyring, PublishedKeys
 from .limits.limits import Limits
 from .memory import Memory
 from .metrics import CONNECTIONS, LAG, LAG_MAX, TASKS, Metrics
 from .pipeline import Pipeline
+from .pool_view import READY
 from .recall import Recall
 from .sharing import Sharing
 from .sticky import Sticky
@@ -61,6 +64,8 @@ TICK_S = 0.02
 _HEALTH_EVERY = 5  # ticks
 _SECOND = 50  # ticks
 _LAG_WINDOW = 500  # ticks
+#: What the backend table says of a pool's member that requests may go to; 0: it is in no pool.
+_MAY_BE_ASKED = frozenset({0, READY})
 
 
 def _now_ms() -> int:
@@ -99,6 +104,7 @@ class Worker:
         self.meter = AckMeter()
         self.metrics = Metrics(CounterRow(segment, slot))
         self.watch = Watch(loop)
+        self.keepalive = KeepAlive()
         self.turn = Turn(loop)
         self._outbox = Outbox(loop)
         self.sweep = Sweep(port if port is not None else published.config.listen.port, self.watch.clients)
@@ -108,6 +114,7 @@ class Worker:
         self._row = TallyRow(segment, slot)
         self._tally = Tally(segment)
         self._table = BackendTable(segment)
+        self._pools = PoolTable(segment)
         self._resolver = Resolver(loop=loop, clock=clock, ttl_s=published.config.upstream.dns_ttl_s)
         self._ids = count()
         self._id_prefix = os.urandom(8).hex()
@@ -116,7 +123,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self.buffers = Buffers(self._row, self._tally, published.config.limits.max_buffered, workers)
         self.hold, self.release = self.buffers.hold, self.buffers.release
-        self.fleet = build(published, environ, self._make_pool, via=self.via)
+        self.fleet = build(published, environ, self._make_pool, via=self.via, table=self._pools)
         config = published.config
         self.admission = Admission(self._row, self._tally, loop=loop, clock=clock, keys=segment.geometry.keys)
         self.memory = Memory(
@@ -189,6 +196,7 @@ class Worker:
         self.watch.tick(now, fleet.config.listen.write_timeout_s)
         self.sweep.tick(now, fleet.config.listen)
         self.admission.tick(now)
+        self.keepalive.tick(now, fleet.config.listen.write_timeout_s)
         self.limits.tick()
         self.flights.tick(now)
         self.breakers.tick(fleet.backends)
@@ -216,12 +224,17 @@ class Worker:
             state = self._table.read(backend.index)
             if state is None or state.identity != xxhash.xxh3_64_intdigest(backend.identity.encode()):
                 continue  # never written, torn, or of another generation: the last good word stands
-            up = state.health != DOWN and not state.drained
+            up = state.health != DOWN and not state.drained and state.pool_state in _MAY_BE_ASKED
             take_in(backend, state, health, now)
             if up is not backend.up:
                 backend.up = up
                 changed = True
                 log.debug("backend_%s backend=%s", "up" if up else "down", backend.name)
+        for model in self.fleet.pooled:
+            assert model.pool is not None
+            members = model.pool.members
+            model.pool.look()
+            changed = changed or model.pool.members != members
         if changed:
             for model in self.fleet.models:
                 model.count_places()
@@ -229,7 +242,7 @@ class Worker:
     def swap(self, published: Published) -> None:
         """Take a new configuration; requests in flight finish on what they began with."""
         old = self.fleet
-        self.fleet = build(published, self._environ, self._make_pool, old, self.via)
+        self.fleet = build(published, self._environ, self._make_pool, old, self.via, self._pools)
         self.pipeline.fleet = self.fleet
         self.admission.swap(self.fleet.models)
         limits, cache = published.config.limits, published.config.cache
