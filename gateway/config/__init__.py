@@ -7,7 +7,7 @@ from .faults import ConfigError
 from .fields import GIB, KIB, MIB, CacheMode
 from .load import load, schema
 from .model import Backend, BackendTls, Batching, Model, Policy, Timeouts
-from .pool import DockerPool, KubernetesPool, Pool, Pools, PoolTerms, ProcessPool, WebhookPool
+from .pool import DockerPool, KubernetesApi, KubernetesPool, Pool, Pools, PoolTerms, ProcessPool, WebhookPool
 from .redis import RedisServer, RedisTls
 from .snapshot import Published, Server, from_snapshot, pack, snapshot, unpack
 from .structs import (
@@ -53,6 +53,7 @@ __all__ = [
     "Health",
     "Http2",
     "Keys",
+    "KubernetesApi",
     "KubernetesPool",
     "Limits",
     "Listen",
