@@ -12,6 +12,7 @@ from typing import Protocol
 
 from .buffers import Answer, Buffers
 from .dialects import WORDS
+from .dialects.refusal import refusal
 from .endpoints import Dialect
 from .errand import Errand
 from .errors import Fault, Kind
@@ -70,8 +71,10 @@ class Answering:
         return self._long(call, fields, out, life)
 
     async def _long(self, call: Call, fields: list[tuple[str, str]], out: Out, life: Life) -> None:
-        if call.content_length is not None and (
-            call.content_length <= UNKNOWN_LIMIT_BYTES or out.acked() is not None
+        if (
+            call.content_length is not None
+            and not life.opened
+            and (call.content_length <= UNKNOWN_LIMIT_BYTES or out.acked() is not None)
         ):
             # long and of known length: relayed under its own length, so that a cut is seen by the client
             fields.append(("content-length", str(call.content_length)))
@@ -96,8 +99,11 @@ class Answering:
 
         ``dialect`` is None for a body of known length, which ends where it ends.
         """
+        if dialect is None and life.opened:
+            raise refusal(status, b"")
         end = None if dialect is None else WORDS[dialect].stream_end()
-        await self._relay(Relay(source, out.stream(status, fields), end, self._loop), source, life)
+        relay = Relay(source, out.stream(status, fields), end, self._loop, life.said_bytes)
+        await self._relay(relay, source, life)
         if end is not None and end.status != 200:
             life.status = end.status
 
@@ -117,7 +123,7 @@ class Answering:
     ) -> None:
         """Give a body that is here whole; a long one stays here, and counted, until its client takes it."""
         life.status = status
-        if len(body) <= UNKNOWN_LIMIT_BYTES or out.acked() is None:
+        if life.opened or len(body) <= UNKNOWN_LIMIT_BYTES or out.acked() is None:
             out.respond(status, fields, bytes(body))
             return
         fields.append(("content-length", str(len(body))))

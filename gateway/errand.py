@@ -59,6 +59,12 @@ class Errand:
         self.cuts: list[int] | None = None
 
     @property
+    def streams(self) -> bool:
+        """Whether an event stream is asked for."""
+        request = self.request
+        return request is not None and request.stream and not self.endpoint.deterministic
+
+    @property
     def fields(self) -> dict[str, Any] | None:
         """The decoded body, None where it was not decoded."""
         return self.request.fields if self.request is not None else None

@@ -14,8 +14,10 @@ from urllib.parse import quote
 
 from granian.rsgi import ProtocolClosed
 
+from .dialects.refusal import refusal
 from .endpoints import Dialect
 from .errors import Fault, Kind
+from .keepalive import COMMENT
 from .life import Life
 from .limits.usage import StreamUsage
 from .raw import ClientGone, RawRequest
@@ -30,6 +32,11 @@ _QUERY = "".join(map(chr, range(0x21, 0x7F)))
 #: What TLS adds to each of its records, and the most that one carries (RFC 8446 §5.2).
 _SEAL_BYTES = 22
 _RECORD_BYTES = 16 << 10
+
+#: A comment as a chunk of HTTP/1.1 (RFC 9112 §7.1).
+_COMMENT_WIRE_BYTES = len(f"{len(COMMENT):x}") + 4 + len(COMMENT)
+#: As much is said where it cannot be seen whether the client reads it.
+_UNSEEN_BYTES = 64 << 10
 
 _USELESS = (("x-should-retry", "false"),)
 
@@ -57,6 +64,10 @@ class Exchange(Life):
     _usage: StreamUsage | None = None
     _tls = False
     _seal_bytes = 0
+    #: it stands in the worker's KeepAlive
+    _kept = False
+    #: since when the client has not taken what it was sent (s, the worker's clock); 0.0: it has
+    _unread_since = 0.0
 
     def __init__(self, worker: Worker, scope: Any, proto: Any, task: asyncio.Task[Any]) -> None:
         self._worker = worker
@@ -87,14 +98,22 @@ class Exchange(Life):
         self.status = status
 
     def respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
-        """Send a whole response; ValueError for a status outside 200–599."""
+        """Send a whole response; ValueError for a status outside 200–599, :class:`Fault` where a stream is open."""
+        if self.opened:
+            raise refusal(status, body)
         self._begin(status, headers)
         if self.grant is not None:
             headers = self.grant.fields(headers, body)
         self._proto.response_bytes(status, headers, body)
 
     def stream(self, status: int, headers: list[tuple[str, str]]) -> Exchange:
-        """Begin a response whose body follows by ``send``."""
+        """Begin a response whose body follows by ``send``, or go on with one that is open."""
+        if self.opened:
+            self.first_ns = perf_counter_ns()
+            self.status = status
+            if self.grant is not None:
+                self._usage = self.grant.streamed(self)
+            return self
         self._begin(status, headers)
         if self.grant is not None:
             headers = self.grant.fields(headers)
@@ -122,6 +141,81 @@ class Exchange(Life):
         known = self._worker.meter.acked(scope.client, scope.server)
         return None if known is None else (known.bytes_acked - self._seal_bytes, known.wqueue)
 
+    # ---- while servers start
+
+    def keep_alive(self) -> None:
+        """As in :class:`Life`."""
+        pool = self.hold_pool
+        if not self._kept and pool is not None and pool.keepalive_s:
+            self._kept = True
+            self._worker.keepalive.add(self, self.hold_since + pool.hold_silent_s)
+
+    def look(self, now: float, write_timeout_s: float) -> float | None:
+        """Open the stream or send it a comment, if that is due; when to look again. As in ``keepalive.Kept``.
+
+        A client that takes nothing for ``write_timeout_s`` is dropped.
+        """
+        relay, pool = self.relay, self.hold_pool
+        if (
+            pool is None
+            or self.left
+            or self.aborted is not None
+            or self.task.done()
+            or (relay.sent if relay is not None else not (self.opened or self.hold_since))
+        ):
+            self._kept = False
+            return None
+        if not self.opened:
+            due = self.hold_since + pool.hold_silent_s
+            if now < due:
+                return due
+            self._open()
+        else:
+            known = self.acked()
+            if known is None:
+                if self.said_bytes > _UNSEEN_BYTES:
+                    return None
+            elif known[1]:  # not even the last comment has been taken
+                self._unread_since = self._unread_since or now
+                if now - self._unread_since > write_timeout_s:
+                    self._give_up(write_timeout_s)
+                    return None
+                return now + min(pool.keepalive_s, write_timeout_s)
+            else:
+                self._unread_since = 0.0
+        try:
+            self.send(COMMENT)
+        except ClientGone:
+            self.abort(Fault(Kind.CLIENT_CLOSED, "the client left"))
+            return None
+        self.said_bytes += _COMMENT_WIRE_BYTES
+        if relay is not None:
+            relay.said(_COMMENT_WIRE_BYTES)
+        return now + pool.keepalive_s
+
+    def _open(self) -> None:
+        """Begin the response before its answer is known, with the fields that are."""
+        fields = [
+            ("content-type", "text/event-stream; charset=utf-8"),
+            ("cache-control", "no-cache"),
+            ("x-request-id", self.request_id),
+        ]
+        if self.cache:
+            fields.append(("x-penstock-cache", self.cache))
+        if self.reason is not None:
+            fields.append(("x-penstock-cache-reason", self.reason.value))
+        self._begin(200, fields)
+        if self.grant is not None:  # what the answer costs is counted when there is one
+            fields = self.grant.fields(fields)
+        self._tls = self._scope.scheme == "https"
+        self.transport = self._proto.response_stream(200, fields)
+        self.opened = True
+
+    def _give_up(self, write_timeout_s: float) -> None:
+        self._worker.sweep.condemn(self.client, self.transport)
+        message = f"the client read nothing for write_timeout_s ({write_timeout_s:g} s)"
+        self.abort(Fault(Kind.CLIENT_STALLED, message))
+
     def let_go(self) -> None:
         """End the body. The host does so when nobody holds its transport any more, and life and relay refer back
         to this exchange: without this the collector would have to come by first.
@@ -138,7 +232,8 @@ class Exchange(Life):
         """
         if self.aborted is not None:
             return
-        if self.flight is not None and fault.kind is Kind.CLIENT_CLOSED and self.flight.leave_leader():
+        leaves = fault.kind is Kind.CLIENT_CLOSED or fault.kind is Kind.CLIENT_STALLED
+        if self.flight is not None and leaves and self.flight.leave_leader():
             self.left = True
             if self.relay is not None:
                 self.relay.on_fail(fault)

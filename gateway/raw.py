@@ -52,7 +52,10 @@ class StreamOut(Protocol):
 
 
 class Out(Protocol):
-    """Where a response goes. Exactly one of the two is called, once."""
+    """Where a response goes. Exactly one of the two is called, once.
+
+    One that was opened as a stream while it waited goes on by ``stream``; ``respond`` raises :class:`Fault` there.
+    """
 
     def respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None: ...
 

@@ -36,7 +36,8 @@ class Upstream(Protocol):
 class Relay:
     """One body on its way: the sink of a call. ``done`` resolves once, with None or the :class:`Fault` that ended it.
 
-    ``end`` watches for the dialect's terminal event; None for bodies that are no event stream.
+    ``end`` watches for the dialect's terminal event; None for bodies that are no event stream. ``said_bytes``: what
+    the gateway itself has put on the wire of this body before.
     """
 
     __slots__ = (
@@ -45,13 +46,18 @@ class Relay:
     )
 
     def __init__(
-        self, call: Upstream, out: StreamOut, end: StreamEnd | None, loop: asyncio.AbstractEventLoop
+        self,
+        call: Upstream,
+        out: StreamOut,
+        end: StreamEnd | None,
+        loop: asyncio.AbstractEventLoop,
+        said_bytes: int = 0,
     ) -> None:
         self._call = call
         self._out = out
         self._end = end
         self._base: int | None = None
-        self._overhead = 0
+        self._overhead = said_bytes
         self._asked_at = ASK_EVERY_BYTES
         self._progress_at = 0.0
         self._progress_bytes = 0
@@ -65,6 +71,10 @@ class Relay:
     def events(self) -> bool:
         """Whether this is an event stream, in which a failure can be said."""
         return self._end is not None
+
+    def said(self, wire_bytes: int) -> None:
+        """The gateway itself has put as much on the wire of this body."""
+        self._overhead += wire_bytes
 
     # ---- the sink of the upstream call
 

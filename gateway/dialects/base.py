@@ -51,7 +51,7 @@ def openai_error(fault: Fault) -> dict[str, object]:
     """OpenAI's error object."""
     return {
         "message": fault.message,
-        "type": fault.spec.type,
+        "type": fault.type,
         "param": fault.param,
-        "code": fault.kind.value,
+        "code": fault.code,
     }

@@ -35,7 +35,7 @@ class Messages:
         """The object as an ``error`` event, with ``code`` and the true ``status`` beside what the SDK reads."""
         status = fault.status
         kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-        error = {"type": kind, "message": fault.message, "code": fault.kind.value, "status": status}
+        error = {"type": kind, "message": fault.message, "code": fault.code, "status": status}
         return b"event: error\ndata: " + encode({"type": "error", "error": error}) + b"\n\n"
 
     def stream_end(self) -> EventMarker:

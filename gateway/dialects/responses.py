@@ -25,7 +25,7 @@ class Responses:
         data = {
             "type": "error",
             "sequence_number": 0,
-            "code": fault.kind.value,
+            "code": str(fault.code),
             "message": fault.message,
             "param": fault.param,
             "error": error,
