@@ -85,7 +85,7 @@ def make(loop: asyncio.AbstractEventLoop) -> Make:
     def made(dialect: Dialect | None = None, **client: int) -> tuple[Relay, Call, Client]:
         call, out = Call(), Client(**client)  # type: ignore[arg-type]
         end = WORDS[dialect].stream_end() if dialect else None
-        return Relay(call, out, end, loop), call, out
+        return Relay(call, out, end, loop, out.on_wire), call, out
 
     return made
 
@@ -140,6 +140,23 @@ def test_framing_is_counted_so_that_many_small_chunks_do_not_add_up_to_an_error(
     while not call.paused:
         relay.on_data(b"x" * 40)
     assert PAUSE_ABOVE_BYTES < out.on_wire - out.taken < PAUSE_ABOVE_BYTES + 2 * ASK_EVERY_BYTES
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["before", "while it waits"])
+def test_what_the_gateway_said_before_is_counted_too(make: Make, later: bool) -> None:
+    """Else a client's acknowledging it would pass for its reading the answer."""
+    said = 100 * KIB
+    relay, call, out = make(on_wire=0 if later else said, lazy=True)
+    if later:
+        relay.said(said)
+        out.on_wire = said
+    for _ in range(70):
+        relay.on_data(b"x" * KIB)
+    out.take(said)
+    while not call.paused:
+        relay.on_data(b"x" * KIB)
+    under_way = out.on_wire - out.taken
+    assert PAUSE_ABOVE_BYTES < under_way < PAUSE_ABOVE_BYTES + ASK_EVERY_BYTES + 8 * KIB
 
 
 @pytest.mark.parametrize("size", [1 * KIB, 64 * KIB, 250 * KIB])
