@@ -17,7 +17,10 @@ from penstock.workers.question import Question
 
 CONFIG = """
 models:
-  a: {aliases: [first], pool: {provider: process, command: [vllm, serve, org/a, --tool-call-parser, hermes]}, max_model_len: 4096}
+  a:
+    aliases: [first]
+    max_model_len: 4096
+    pool: {provider: process, command: [vllm, serve, org/a, --tool-call-parser, hermes]}
   b: {pool: {provider: process, command: [vllm, serve, org/b]}}
   always: {pool: {provider: process, command: [x], min: 1}}
   pinned: {pool: {provider: process, command: [x], pinned: true}}
