@@ -20,6 +20,7 @@ from .errors import Fault, Kind
 from .keepalive import COMMENT
 from .life import Life
 from .limits.usage import StreamUsage
+from .pool_view import PoolView
 from .raw import ClientGone, RawRequest
 from .respond import NOT_UPSTREAM, named_by_connection
 from .worker import Worker
@@ -148,7 +149,7 @@ class Exchange(Life):
         pool = self.hold_pool
         if not self._kept and pool is not None and pool.keepalive_s:
             self._kept = True
-            self._worker.keepalive.add(self, self.hold_since + pool.hold_silent_s)
+            self._worker.keepalive.add(self, self._opens_at(pool))
 
     def look(self, now: float, write_timeout_s: float) -> float | None:
         """Open the stream or send it a comment, if that is due; when to look again. As in ``keepalive.Kept``.
@@ -166,7 +167,7 @@ class Exchange(Life):
             self._kept = False
             return None
         if not self.opened:
-            due = self.hold_since + pool.hold_silent_s
+            due = self._opens_at(pool)
             if now < due:
                 return due
             self._open()
@@ -192,6 +193,10 @@ class Exchange(Life):
         if relay is not None:
             relay.said(_COMMENT_WIRE_BYTES)
         return now + pool.keepalive_s
+
+    def _opens_at(self, pool: PoolView) -> float:
+        """When it has waited too long to be silent, what it waited before included (s, the worker's clock)."""
+        return self.hold_since + max(0.0, pool.hold_silent_s - self.wake_ns / 1e9)
 
     def _open(self) -> None:
         """Begin the response before its answer is known, with the fields that are."""
