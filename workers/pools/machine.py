@@ -7,8 +7,8 @@ looked at: demand is what waits now, so a waiter cannot be forgotten and one tha
 Who carries the effects out keeps to this. Every effect ends in one of its events. The state is shown as soon as `step`
 has returned. At most one effect of a member is under way, but for a Stop, which takes the place of any other: that one
 is ended first, and its event no longer told. A start needs room: `wants_room` says for how many members, and one Room
-is told for each that the GPUs have place for. What was found running, or asleep, is told as Started or Slept; what cannot have room, ever, as Room and then
-StartFailed.
+is told for each that the GPUs have place for. What was found running, or asleep, is told as Started or Slept;
+what cannot have room, ever, as Room and then StartFailed.
 
 It refuses to know what a member is, which GPUs there are, and which requests wait.
 """
@@ -162,7 +162,7 @@ class Machine:
         if drains:
             member.drain(now, alone=settling is not None and self._drain is None)
         else:
-            self._woken = self._preload = self._failed = False
+            self._failed = False
 
     def _fail(self, member: Member, reason: str, now: float) -> None:
         """It did not start. With no other member to hope for the pool has failed, and who waits is told so."""
@@ -247,7 +247,7 @@ class Machine:
     def _go_on(self, drain: _Drain, now: float) -> None:
         load, others = self._load, self._others
         wanted = load.busy or others.busy or self._woken
-        if not self._may_stop or (drain.cause is _Cause.QUIET and wanted):
+        if not self._alive() or not self._may_stop or (drain.cause is _Cause.QUIET and wanted):
             self._drain = None
             for m in self._members:
                 if m.phase is DRAINING and not m.falling_asleep:
@@ -273,11 +273,11 @@ class Machine:
         terms, load, within = self.terms, self._load, self._within()
         work = load.waiting + load.queued + load.running
         self._end_surplus(now)
-        ready = [i for i, m in enumerate(within) if m.phase is READY]
         leaving = [m for m in within if m.drains_alone]
+        ready = [i for i, m in enumerate(within) if m.phase is READY]
         while leaving and (not self._may_stop or work > terms.target * len(ready) or self._missing() > 0):
             leaving.pop(0).take_back(now)
-            ready.append(-1)
+            ready = [i for i, m in enumerate(within) if m.phase is READY]
         self._pace.look(work, len(ready), terms.target, now)
         changing = bool(leaving) or any(m.phase is STARTING for m in within)
         self._grow = not changing and self._pace.too_much(now)
@@ -364,6 +364,8 @@ class Machine:
         if phase is not self.phase:
             self.phase, self.since = phase, now
             self.ready_since = now if phase is PoolPhase.READY else self.ready_since
+        if phase is PoolPhase.READY:
+            self._woken = self._preload = False
         held = self._drain is not None or self._others.draining or self._failed
         self.wants_room = 0 if held else max(0, min(self._missing(), len(self._startable(now))))
         busy = self._load.busy or self._others.busy
