@@ -114,11 +114,11 @@ class Admission:
             self._row.add_key(SHARE_RUNNING, share, 1)
         return True
 
-    async def queue(self, model: Bounds, life: Queued, caller: Caller = ANYONE) -> None:
+    async def queue(self, model: Bounds, life: Queued, caller: Caller = ANYONE, seated: bool = False) -> None:
         """As :meth:`wait`; says so in the log when it was in vain, and to ``life`` how long it took."""
         started = perf_counter_ns()
         try:
-            await self.wait(model, caller)
+            await self.wait(model, caller, seated)
         except Fault as fault:
             more = self._seldom.due((model.name, fault.kind), self._clock())
             if more is not None:
@@ -127,11 +127,11 @@ class Admission:
         finally:
             life.queued_ns += perf_counter_ns() - started
 
-    async def wait(self, model: Bounds, caller: Caller = ANYONE) -> None:
+    async def wait(self, model: Bounds, caller: Caller = ANYONE, seated: bool = False) -> None:
         """Queue until a place is taken; raises :class:`Fault` 429 when there is no room or no time, 504 when time ran
-        out.
+        out. ``seated``: it has waited for the model's servers to wake, so it is not turned away at the door.
         """
-        waiter = self._join(model, caller)
+        waiter = self._join(model, caller, seated)
         try:
             await waiter.future
         except BaseException:
@@ -168,29 +168,29 @@ class Admission:
 
     # ---- the queue
 
-    def _join(self, model: Bounds, caller: Caller) -> Waiter:
+    def _join(self, model: Bounds, caller: Caller, seated: bool) -> Waiter:
         index = model.index
         door = self._doors.get(index)
         if door is None:
             door = self._doors[index] = _Door(model, Line(self._running_of, self._tag_of))
         door.model = model
         now = self._clock()
-        lane = self._lane(index, caller)
+        lane = self.lane(index, caller)
         within_s = model.queue_timeout_s
-        expected_s = door.line.expected_s(lane, now, within_s)
-        full = self._sums.queued(index) >= model.max_queue
+        expected_s = 0.0 if seated else door.line.expected_s(lane, now, within_s)
+        full = not seated and self.depth(index) >= model.max_queue
         if (full or expected_s > within_s) and self._drop_doomed(door, now):
             expected_s = door.line.expected_s(lane, now, within_s)
-            full = self._sums.queued(index) >= model.max_queue
+            full = self.depth(index) >= model.max_queue
         if expected_s > within_s:
             message = f"the wait at '{model.name}' would be longer than queue_timeout_s ({within_s:g} s)"
-            raise self._refusal(door, message, expected_s - within_s)
+            raise self._refusal(model, message, expected_s - within_s)
         if full and not self._make_room(door, lane):
-            raise self._full(door, expected_s)
+            raise self.full(model, expected_s)
         self._count_queued(index, lane.share, 1)
-        if not full and self._sums.queued(index) > model.max_queue:
+        if not full and not seated and self.depth(index) > model.max_queue:
             self._count_queued(index, lane.share, -1)
-            raise self._full(door, expected_s)
+            raise self.full(model, expected_s)
         waiter = Waiter(self._loop.create_future(), now, now + within_s)
         door.line.join(waiter, lane, self._sums.wishes(index) if self._keys else ())
         self._waited_for[index] = door
@@ -199,7 +199,8 @@ class Admission:
         self._advance(door)
         return waiter
 
-    def _lane(self, index: int, caller: Caller) -> Lane:
+    def lane(self, index: int, caller: Caller) -> Lane:
+        """A lane for requests of a caller to the model with that index; nobody is in it."""
         if not self._keys:
             return Lane("", caller.priority, 1.0, 0, 0)
         share = self._share(index, caller.tenant)
@@ -261,7 +262,7 @@ class Admission:
         for door in list(self._waited_for.values()):
             self._advance(door)
             if self._keys:
-                while self._sums.queued(door.model.index) > door.model.max_queue and self._crowded(door):
+                while self.depth(door.model.index) > door.model.max_queue and self._crowded(door):
                     pass
         if self._waited_for:
             self._timer = self._loop.call_later(POLL_S, self._poll)
@@ -286,16 +287,12 @@ class Admission:
 
     def _make_room(self, door: _Door, newcomer: Lane) -> bool:
         """Whether one more may wait in a queue that is full."""
-        own = self._length(door, newcomer, 1)
-        victim = door.line.longest()
-        if victim is not None and (
-            victim.priority > newcomer.priority
-            or (victim.priority == newcomer.priority and self._length(door, victim) > own)
-        ):
+        victim = self.gives_way(door.line, newcomer)
+        if victim is not None:
             self._push_out(door, victim)
             return True
         index = door.model.index
-        if not self._keys or self._sums.queued(index) >= door.model.max_queue + _SPARE:
+        if not self._keys or self.depth(index) >= door.model.max_queue + _SPARE:
             return False
         wishes = self._sums.wishes(index)
         if door.wished:
@@ -303,33 +300,41 @@ class Admission:
         return (
             any(wishes)
             and urgency_of(newcomer.priority) >= urgency(max(wishes))
-            and self._elsewhere(door, newcomer) > own
+            and self._elsewhere(door, newcomer) > self._length(door.line, newcomer, 1)
         )
+
+    def gives_way(self, line: Line, newcomer: Lane) -> Lane | None:
+        """Whose newest goes from a line that is full, so that the newcomer may wait; None: nobody's."""
+        victim = line.longest()
+        if victim is None or victim.priority < newcomer.priority:
+            return None
+        longer = self._length(line, victim) > self._length(line, newcomer, 1)
+        return victim if longer or victim.priority > newcomer.priority else None
 
     def _crowded(self, door: _Door) -> bool:
         """Push out one that is too many, if it is here that most are too many."""
         victim = door.line.longest()
-        if victim is None or self._length(door, victim) < self._elsewhere(door, victim):
+        if victim is None or self._length(door.line, victim) < self._elsewhere(door, victim):
             return False
         self._push_out(door, victim)
         return True
 
-    def _length(self, door: _Door, lane: Lane, more: int = 0) -> float:
+    def _length(self, line: Line, lane: Lane, more: int = 0) -> float:
         """How many wait of the lane's tenant, all workers together, for its weight."""
-        count = self._sums.of_key(SHARE_QUEUED, lane.share) if self._keys else door.line.waiting
+        count = self._sums.of_key(SHARE_QUEUED, lane.share) if self._keys else line.waiting
         return (count + more) / lane.weight
 
     def _elsewhere(self, door: _Door, lane: Lane) -> int:
         """How many of other tenants wait in other workers."""
         own = self._sums.of_key(SHARE_QUEUED, lane.share) - door.line.of_tenant(lane.tenant)
-        return self._sums.queued(door.model.index) - door.line.waiting - own
+        return self.depth(door.model.index) - door.line.waiting - own
 
     # ---- refusals
 
     def _push_out(self, door: _Door, victim: Lane) -> None:
         waiter = next(reversed(victim.waiters))
         expected_s = door.line.expected_s(victim, self._clock(), door.model.queue_timeout_s)
-        fault = self._full(door, expected_s)
+        fault = self.full(door.model, expected_s)
         self._remove(door, waiter)
         if not waiter.future.done():
             waiter.future.set_exception(fault)
@@ -347,20 +352,31 @@ class Admission:
                 )
             )
 
-    def _full(self, door: _Door, expected_s: float) -> Fault:
-        depth = self._sums.queued(door.model.index)
-        return self._refusal(door, f"the queue of '{door.model.name}' is full ({depth} waiting)", expected_s)
+    def full(self, model: Bounds, expected_s: float) -> Fault:
+        """What somebody is told who finds no room."""
+        depth = self.depth(model.index)
+        return self._refusal(model, f"the queue of '{model.name}' is full ({depth} waiting)", expected_s)
 
-    def _refusal(self, door: _Door, message: str, again_s: float) -> Fault:
+    def _refusal(self, model: Bounds, message: str, again_s: float) -> Fault:
         """429; ``again_s`` is when it may go better, as far as that is known."""
         return Fault(
             Kind.QUEUE_FULL,
             message,
             retry_after_s=max(1.0, again_s),
-            headers=(("x-queue-depth", str(self._sums.queued(door.model.index))),),
+            headers=(("x-queue-depth", str(self.depth(model.index))),),
         )
 
     # ---- shares
+
+    def depth(self, index: int) -> int:
+        """How many wait for the model with that index, all workers together: for a place, or for its servers."""
+        return self._sums.queued(index) + self._sums.waiting(index)
+
+    def count_waiting(self, index: int, caller: Caller, n: int) -> None:
+        """Count n more (or fewer) of a caller's that wait for the model's servers."""
+        self._row.add_waiting(index, n)
+        if self._keys:
+            self._row.add_key(SHARE_QUEUED, self._share(index, caller.tenant), n)
 
     def _count_queued(self, index: int, share: int, n: int) -> None:
         self._row.add_queued(index, n)

@@ -60,7 +60,7 @@ class Answering:
         """Give one client what a backend answers; ``more`` are fields of its own. What is still to be waited for."""
         call = sent.call
         fields, media = self.fields(sent)
-        fields += mine(errand.raw, sent, more)
+        fields += mine(errand.raw, sent, more, life)
         life.status = call.status
         # an error that calls itself an event stream passes as it is: it owes nobody a terminal event
         if 200 <= call.status < 300 and is_event_stream(media):
@@ -179,7 +179,12 @@ class Answering:
             raise fault_of(fault) from None
 
 
-def mine(raw: RawRequest, sent: Sent, more: Fields) -> list[tuple[str, str]]:
+def woken_for(life: Life) -> Fields:
+    """The field that says how long a request waited for servers to wake, where it did."""
+    return (("x-penstock-wake-ms", str(life.wake_ns // 1_000_000)),) if life.wake_ns else ()
+
+
+def mine(raw: RawRequest, sent: Sent, more: Fields, life: Life) -> list[tuple[str, str]]:
     """The fields of an answer that are one client's own."""
     fields = [
         ("x-request-id", raw.request_id),
@@ -187,6 +192,8 @@ def mine(raw: RawRequest, sent: Sent, more: Fields) -> list[tuple[str, str]]:
         ("x-penstock-attempts", str(sent.attempts)),
         *more,
     ]
+    if life.wake_ns:
+        fields += woken_for(life)
     if sent.fallback:
         fields.append(("x-penstock-fallback", sent.fallback))
     return fields

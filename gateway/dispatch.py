@@ -23,9 +23,12 @@ from .errand import Errand
 from .errors import Fault, Kind
 from .faults import fault_of
 from .fleet import Backend, Model
+from .hold import LONGEST_WAIT_S, USELESS, Hold, Patience
 from .lease import Lease
 from .life import Life
 from .metrics import FALLBACKS, RETRIES, UPSTREAM_FAULTS, Metrics
+from .placed import Placed
+from .pool_view import READY
 from .retry import NEVER_OPENED, SHUN_S, Again, RetryBudget, after_fault, after_status
 from .seldom import Seldom
 from .sent import Sent
@@ -37,53 +40,10 @@ log = logging.getLogger(__name__)
 
 #: When a backend that is down may be back, as far as anybody knows (ns).
 _UNKNOWN_NS = 2_000_000_000
-#: SDKs do not wait longer (s): told to, they ask again within seconds, for nothing.
-_LONGEST_WAIT_S = 60.0
-_USELESS = (("x-should-retry", "false"),)
+#: Faults that are the model's own, so that another model may answer.
+_NOT_HERE = frozenset({Kind.QUEUE_FULL, Kind.WAKE_FAILED, Kind.WAKE_TIMEOUT, Kind.NO_BACKEND})
 
 _RESPONSE_ID = re.compile(rb'"id"\s*:\s*"([A-Za-z0-9._~-]{1,128})"')
-
-
-class Placed(Sent):
-    """An answer from a backend, with its places there and at the model."""
-
-    __slots__ = ("_caller", "_dispatch", "_lease", "_model")
-
-    def __init__(
-        self,
-        dispatch: Dispatch,
-        errand: Errand,
-        model: Model,
-        backend: Backend,
-        lease: Lease,
-        call: Call,
-        attempts: int,
-    ) -> None:
-        self._caller = errand.caller
-        self._dispatch = dispatch
-        self._lease = lease
-        self._model = model
-        self.attempts = attempts
-        self.backend = backend
-        self.call = call
-        self.fallback = "" if model is errand.model else model.name
-
-    def end(self) -> None:
-        """Give the places back, and say how it went; of an answer that is not whole nobody wants the rest."""
-        call, backend, dispatch = self.call, self.backend, self._dispatch
-        if call.complete:
-            if backend.doubted and call.status < 500:
-                dispatch.breakers.succeeded(backend, 0)
-        else:
-            if call.fault is not None:
-                # an error's status has been told already, and a pause is our client's, whatever runs out meanwhile
-                if call.status < 500 and not call.paused:
-                    dispatch.breakers.failed(backend, 0, call.fault.kind.value)
-            elif backend.doubted and call.ended and call.status < 500:
-                dispatch.breakers.succeeded(backend, 0)
-            call.abort()
-        self._lease.settle()
-        dispatch.admission.leave(self._model, self._caller)
 
 
 class _Spent(Exception):
@@ -103,6 +63,7 @@ class Dispatch:
         tally: Tally,
         slot: int,
         admission: Admission,
+        hold: Hold,
         breakers: Breakers,
         sticky: Sticky,
         metrics: Metrics,
@@ -112,6 +73,7 @@ class Dispatch:
     ) -> None:
         self.admission = admission
         self.breakers = breakers
+        self.hold = hold
         self._row = row
         self._choice = Choice(row, tally, slot, tick=loop.time, draw=random.random)
         self._sticky = sticky
@@ -162,30 +124,57 @@ class Dispatch:
     async def _send(
         self, errand: Errand, model: Model, body: bytes | None, life: Life, falls_back: bool
     ) -> Sent:
-        admission, caller = self.admission, errand.caller
-        if not admission.try_enter(model, caller):
+        admission, caller, pool = self.admission, errand.caller, model.pool
+        asked_for = model is errand.model
+        patience: Patience | None = None
+        entered = admission.try_enter(model, caller)
+        seated = not entered
+        if seated and (pool is None or self._open(model)):
             try:
                 await admission.queue(model, life, caller)
             except Fault as fault:
                 if falls_back and fault.kind is Kind.QUEUE_FULL:
                     raise _Spent(fault) from None
                 raise
+            entered = True
+        # in this order: it is counted, and only then is the state loaded (docs/adr/0022-hold.md)
+        if pool is not None and not (entered and pool.cell[0] == READY and (seated or self._open(model))):
+            if entered:
+                admission.leave(model, caller)
+            patience = Patience(pool.ready_timeout_s)
+            model = await self._wake(errand, model, life, patience, falls_back, seated and entered)
+        entered = True
         try:
             raw, pinned, cuts, budget = errand.raw, errand.pinned, errand.cuts, self.budget
-            if model is errand.model:
+            if asked_for:
                 budget.deposit()
             length = "0" if body is None else str(len(body))
             fields = f"{raw.forwarded}x-request-id: {raw.request_id}\r\ncontent-length: {length}\r\n\r\n"
             tried: tuple[Backend, ...] = ()
             started = self._clock()
             fresh = False
-            attempt = 0
-            backend = self.choose(model, tried, errand) if pinned is None else self._pinned(pinned)
-            if backend is None:
-                gone = self._gone(model)
-                raise _Spent(gone) if falls_back else gone
-            token = self._token if backend.shut else 0
+            attempt = before = 0
+            failed: Backend | None = None
+            backend = (
+                self.choose(model, tried, errand) if pinned is None else self._first(model, errand, pinned)
+            )
             while True:
+                if backend is None:
+                    if model.pool is None or (pinned and not failed and self.hold.able(model)):
+                        gone = self._gone(model)
+                        raise _Spent(gone) if falls_back else gone
+                    entered = False
+                    admission.leave(model, caller)
+                    patience = patience or Patience(model.pool.ready_timeout_s)
+                    model = await self._wake(errand, model, life, patience, falls_back, True, failed)
+                    entered = True
+                    failed, tried, fresh = None, (), False
+                    before, attempt = before + attempt, 0
+                    started = self._clock()
+                    backend = self._first(model, errand, pinned)
+                    continue
+                if not attempt:
+                    token = self._token if backend.shut else 0
                 attempt += 1
                 if cuts:
                     cuts.clear()  # of an attempt that failed
@@ -212,7 +201,9 @@ class Dispatch:
                     again = after_fault(fault, attempt, others, budget)
                     if again is Again.SAME_FRESH and backend.shut and not token:
                         again = Again.NO  # its breaker has opened meanwhile
-                    if again is Again.NO:
+                    if again is Again.NO and model.pool and (fault.stale or fault.kind in NEVER_OPENED):
+                        failed = backend  # nothing has reached it: a server that is gone is started anew
+                    elif again is Again.NO:
                         if falls_back and (fault.stale or fault.kind in NEVER_OPENED) and budget.withdraw():
                             raise _Spent(fault_of(fault)) from None
                         more = self._seldom.due(("failed", backend.name, fault.kind), self._clock())
@@ -237,13 +228,13 @@ class Dispatch:
                             backend.shunned_until = self._clock() + SHUN_S
                         if errand.endpoint is RESPONSES:
                             self._remember(call, backend, errand.caller.tenant)
-                        return Placed(self, errand, model, backend, lease, call, attempt)
+                        return Placed(self, errand, model, backend, lease, call, before + attempt)
                     self.breakers.failed(backend, token, str(status))
                     self._metrics.count(UPSTREAM_FAULTS, model.name, backend.name, str(status))
                     others = pinned is None and self._left(model, tried, backend)
                     if after_status(status, attempt, others, budget) is Again.NO:
                         if not (falls_back and status in (502, 503) and budget.withdraw()):
-                            return Placed(self, errand, model, backend, lease, call, attempt)
+                            return Placed(self, errand, model, backend, lease, call, before + attempt)
                         call.abort()
                         lease.settle()
                         raise _Spent(Fault(Kind.NO_BACKEND, f"the backend answered {status}"))
@@ -260,14 +251,72 @@ class Dispatch:
                     )
                 self._metrics.count(RETRIES, model.name, cause)
                 fresh = again is Again.SAME_FRESH
-                if not fresh:
+                if failed is not None:
+                    backend = None
+                elif not fresh:
                     tried = (*tried, backend)
                     other = self.choose(model, tried, errand)
                     assert other is not None  # ELSEWHERE is only said when there is another
                     backend, token = other, 0
         except BaseException:
-            admission.leave(model, caller)
+            if entered:
+                if model.pool is not None:
+                    self.finished(model)
+                admission.leave(model, caller)
             raise
+
+    def finished(self, model: Model) -> None:
+        """Say that its servers were busy until now; its place is to be given back after that."""
+        self._row.finished(model.index, self.breakers.now_ns())
+
+    # ---- pools
+
+    def _open(self, model: Model) -> bool:
+        """Whether requests for a model with a pool go on, and nobody is before them that still waits for that."""
+        pool = model.pool
+        return pool is None or (pool.cell[0] == READY and model.name not in self.hold.rooms)
+
+    async def _wake(
+        self,
+        errand: Errand,
+        model: Model,
+        life: Life,
+        patience: Patience,
+        falls_back: bool,
+        seated: bool,
+        failed: Backend | None = None,
+    ) -> Model:
+        """Wait for the model's servers, and take a place again; the model as it is configured by then.
+
+        Whoever comes here has no place; who is raised out of here has none.
+        """
+        admission, caller = self.admission, errand.caller
+        try:
+            while True:
+                model = await self.hold.wait(
+                    *(model, caller, life, patience), streams=errand.streams, seated=seated, failed=failed
+                )
+                seated, failed = True, None
+                if not admission.try_enter(model, caller):
+                    await admission.queue(model, life, caller, True)
+                if model.pool is None or model.pool.cell[0] == READY:
+                    return model
+                admission.leave(model, caller)
+        except Fault as fault:
+            if falls_back and fault.kind in _NOT_HERE:
+                raise _Spent(fault) from None
+            raise
+
+    def _first(self, model: Model, errand: Errand, pinned: Backend | None) -> Backend | None:
+        """The backend to begin with; None when there is none that may be asked."""
+        if pinned is None:
+            return self.choose(model, (), errand)
+        if model.pool is not None:
+            # what it held is gone with it: then any other can say so
+            name = pinned.identity
+            known = next((b for b in model.backends if b.identity == name), None)
+            return self._pinned(known) if known is not None and known.up else self.choose(model, (), errand)
+        return self._pinned(pinned)
 
     def _left(self, model: Model, tried: tuple[Backend, ...], failed: Backend) -> bool:
         """Whether any other backend may be asked."""
@@ -289,7 +338,7 @@ class Dispatch:
             Kind.NO_BACKEND,
             f"no backend of '{model.name}' is healthy",
             retry_after_s=again_s,
-            headers=_USELESS if again_s > _LONGEST_WAIT_S else (),
+            headers=USELESS if again_s > LONGEST_WAIT_S else (),
         )
 
     def choose(

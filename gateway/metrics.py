@@ -20,6 +20,8 @@ LATENCY_BUCKETS_S = (
     *(0.00025, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.008, 0.01),
     *(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
 )
+#: Seconds, up to the longest that a start of a server may take.
+WAKE_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0)
 LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 _NS = 1_000_000_000
@@ -96,6 +98,20 @@ BATCHES = Family(
 BATCHED = Family(
     "penstock_batched_requests_total", "Callers' requests that went upstream in those.", "counter", ("model",)
 )
+WAITS = Family(
+    "penstock_pool_waits_total",
+    "Times that a request waited for its model's servers to wake, by what came of it: released (it went on), failed "
+    "(the wake did), timeout, refused (the queue was full), left (nobody waited any more).",
+    "counter",
+    ("model", "outcome"),
+)
+WAITED = Family(
+    "penstock_pool_wait_seconds",
+    "How long requests waited for their model's servers to wake, whatever came of it.",
+    "histogram",
+    ("model",),
+    WAKE_BUCKETS_S,
+)
 UPSTREAM_FAULTS = Family(
     "penstock_upstream_faults_total", "Faults of backends by kind.", "counter", ("model", "backend", "kind")
 )
@@ -147,6 +163,8 @@ FAMILIES: dict[str, Family] = {
             FALLBACKS,
             BATCHES,
             BATCHED,
+            WAITS,
+            WAITED,
             UPSTREAM_FAULTS,
             PAUSES,
             LIMITED,

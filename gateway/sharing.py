@@ -17,7 +17,7 @@ from time import perf_counter_ns
 from ..cache.l2 import Lease
 from ..cache.marks import Claim
 from ..cache.outcome import Outcome
-from .answer import Answering, mine
+from .answer import Answering, mine, woken_for
 from .dispatch import Dispatch
 from .endpoints import Dialect, Endpoint
 from .errand import Errand
@@ -177,7 +177,7 @@ class Sharing:
                     if life.left:
                         raise ClientGone
                     life.status = status
-                    out.respond(status, fields + mine(errand.raw, sent, _MISS), call.body)
+                    out.respond(status, fields + mine(errand.raw, sent, _MISS, life), call.body)
                 elif events or _outgrows(call, recall.max_entry, out):
                     if not events:
                         fields.append(("content-length", str(call.content_length)))
@@ -226,7 +226,7 @@ class Sharing:
             flight.respond(head)
             if life.left:
                 raise ClientGone
-            fields = head.headers + mine(errand.raw, sent, _MISS)
+            fields = head.headers + mine(errand.raw, sent, _MISS, life)
             await self._answering.whole(head.status, fields, body, out, life)
         finally:
             account.release()
@@ -241,7 +241,7 @@ class Sharing:
         try:
             if life.left:
                 raise ClientGone
-            fields = [*head.headers, *mine(errand.raw, sent, _MISS)]
+            fields = [*head.headers, *mine(errand.raw, sent, _MISS, life)]
             await self._answering.stream(_dialect(errand, head), place, head.status, fields, out, life)
         except (Fault, ClientGone):
             if flight.leave_leader():  # its own client is gone, others want the rest
@@ -267,14 +267,19 @@ class Sharing:
     async def _follow(self, ticket: Ticket, errand: Errand, out: Out, life: Life) -> None:
         """Answer with what somebody else is told, a fault too; raises :class:`LeaderLost` when nobody is."""
         life.cache = _JOINED
-        waited = perf_counter_ns()
+        model, hold = errand.model, self._dispatch.hold
+        waited, woken = perf_counter_ns(), life.wake_ns
+        if model.pool is not None:
+            hold.follow(model, life, errand.streams)
         try:
             try:
                 head = await ticket.head()
             finally:
-                life.upstream_ns += perf_counter_ns() - waited
+                if model.pool is not None:
+                    hold.unfollow(model, life)
+                life.upstream_ns += perf_counter_ns() - waited - (life.wake_ns - woken)
             self._metrics.count(FLIGHTS, "followed")
-            fields = [*head.headers, ("x-request-id", errand.raw.request_id), _COALESCED]
+            fields = [*head.headers, ("x-request-id", errand.raw.request_id), _COALESCED, *woken_for(life)]
             if head.body is not None:
                 await self._answering.whole(head.status, fields, head.body, out, life)
             else:
@@ -301,4 +306,5 @@ def _dialect(errand: Errand, head: Head) -> Dialect | None:
 def _deadline_s(model: Model) -> float:
     """By when an answer has begun, or never will."""
     limits = model.timeouts
-    return model.queue_timeout_s + limits.connect_s + limits.first_byte_s
+    waking_s = model.pool.ready_timeout_s if model.pool is not None else 0.0
+    return waking_s + model.queue_timeout_s + limits.connect_s + limits.first_byte_s

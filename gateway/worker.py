@@ -37,6 +37,7 @@ from .errors import Fault, Kind
 from .fleet import Backend, build
 from .flights import Flights
 from .hints import take_in
+from .hold import Hold
 from .keepalive import KeepAlive
 from .keys import Keyring, PublishedKeys
 from .limits.limits import Limits
@@ -144,8 +145,11 @@ class Worker:
         sticky = Sticky(segment.sticky)
         settings = config.breaker
         self.breakers = Breakers(Gates(segment), time.monotonic_ns, settings.failures, settings.open_s)
+        self.holding = Hold(self.admission, self.breakers, self.metrics, loop=loop, clock=clock)
+        self.holding.swap(self.fleet.models)
         dispatch = self.dispatch = Dispatch(
-            *(self._row, self._tally, slot, self.admission, self.breakers, sticky, self.metrics),
+            *(self._row, self._tally, slot, self.admission, self.holding),
+            *(self.breakers, sticky, self.metrics),
             loop=loop,
             clock=clock,
         )
@@ -203,8 +207,9 @@ class Worker:
         self.buffers.tick()
         for backend in fleet.backends:
             backend.pool.tick(now)
-        if self._ticks % _HEALTH_EVERY == 0:
+        if self._ticks % _HEALTH_EVERY == 0 or self.holding.rooms:
             self._read_health()
+        self.holding.tick(now)
         if self._ticks % _SECOND == 0:
             self.debug = log.isEnabledFor(logging.DEBUG)
             self.metrics.gauge(LAG_MAX, value=self._lag_max_ns)
@@ -245,6 +250,7 @@ class Worker:
         self.fleet = build(published, self._environ, self._make_pool, old, self.via, self._pools)
         self.pipeline.fleet = self.fleet
         self.admission.swap(self.fleet.models)
+        self.holding.swap(self.fleet.models)
         limits, cache = published.config.limits, published.config.cache
         self.buffers.limit_bytes = limits.max_buffered
         self._answering.max_response = self.flights.gather_bytes = limits.max_response

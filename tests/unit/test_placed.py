@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from penstock.gateway.dispatch import Placed
 from penstock.gateway.lease import Lease
+from penstock.gateway.placed import Placed
 from penstock.gateway.upstream.fault import FaultKind, UpstreamFault
 
 CLOSED = UpstreamFault(FaultKind.CLOSED)
@@ -35,7 +35,7 @@ class Told:
 def end(*, doubted: bool = True, status: int = 200, **call: Any) -> list[str]:
     """What is told at the end of such an answer."""
     told = Told()
-    model = SimpleNamespace(name="m")
+    model = SimpleNamespace(name="m", pool=None)
     defaults = {"complete": False, "fault": None, "ended": False, "paused": False}
     answer = SimpleNamespace(status=status, abort=lambda: told.of.append("aborted"), **{**defaults, **call})
     errand: Any = SimpleNamespace(caller=None, model=model)
