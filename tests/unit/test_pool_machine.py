@@ -661,6 +661,25 @@ def test_a_stop_that_fails_is_tried_again_later_and_later_and_the_member_is_not_
     assert pool.members == [OFF]
 
 
+@pytest.mark.parametrize(
+    ("outcome", "most"),
+    [
+        ([StartFailed(0, "x")], 16),
+        ([Started(0), Died(0, "x")], 2 + 16),
+    ],
+    ids=["never starts", "dies at once"],
+)
+def test_what_goes_wrong_for_ten_minutes_is_not_tried_without_end(outcome, most):
+    pool, starts = Pool(), 0
+    while pool.now < 600:
+        pool.tick(pool.now + 0.02, waiting=1)
+        for _ in pool.tell(Room()):
+            starts += 1
+            for event in outcome:
+                pool.tell(event)
+    assert 10 < starts <= most
+
+
 ABOUT = [
     Started(0),
     StartFailed(0, "r"),
