@@ -13,7 +13,8 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from typing import Any
 
 import msgspec
 
@@ -41,15 +42,19 @@ class DockerProvider(Provider):
     health_path: answered with 2xx by a server that is ready. api_key: of the servers, where they have one.
     """
 
+    local = True
+
     def __init__(
         self, gateway: str, name: str, pool: DockerPool, *, health_path: str, api_key: str | None
     ) -> None:
         super().__init__()
+        self.keep = pool.keep
         self._pool = pool
         self._recipe = Recipe(gateway, name, pool, api_key)
         self._engine = DockerEngine(pool.socket)
         self._path = health_path
         self._api_key = api_key
+        #: of members: who waits for its end, or clears away what a failed start left
         self._watches: dict[int, asyncio.Task[None]] = {}
 
     async def ensure_ready(self, member: int, order: Order, timeout_s: float) -> Running:
@@ -66,8 +71,9 @@ class DockerProvider(Provider):
             except TimeoutError:
                 words = await self._log_line(name) if step[0].startswith("the server") else ""
                 raise ProviderFault(f"docker: {step[0]} was not ready after {timeout_s:g} s{words}") from None
-        except (ProviderFault, asyncio.CancelledError):
-            await self._leave_nothing(name)
+        except ProviderFault:
+            if not await self._left_nothing(name):
+                self._watches[member] = asyncio.get_running_loop().create_task(self._clear_away(name))
             raise
         self._watch(member, container.ident)
         return container.as_running()
@@ -131,13 +137,15 @@ class DockerProvider(Provider):
         fetched = False
         while True:
             try:
-                await self._engine.call(
-                    "POST",
-                    "/containers/create",
-                    {"name": name},
-                    body=body,
-                    accept=(201,),
-                    what=f"create {name}",
+                await _whole(
+                    self._engine.call(
+                        "POST",
+                        "/containers/create",
+                        {"name": name},
+                        body=body,
+                        accept=(201,),
+                        what=f"create {name}",
+                    )
                 )
                 return True
             except EngineRefused as fault:
@@ -279,20 +287,41 @@ class DockerProvider(Provider):
                 raise ProviderFault(f"docker: {name} is being removed since {_REMOVE_S:g} s")
             await asyncio.sleep(_AGAIN_S)
 
-    async def _leave_nothing(self, name: str) -> None:
-        """Remove what a start that failed has made, if it can be removed."""
+    async def _left_nothing(self, name: str) -> bool:
+        """Remove what a start that failed has made; False where it could not be removed now."""
         try:
             container = await self._inspect(name)
             if container is not None and self._recipe.is_ours(container.labels):
                 await self._remove(container.ident, name)
         except ProviderFault as fault:
-            log.warning("docker_left container=%s: it could not be removed: %s", name, fault)
+            log.warning("docker_left container=%s: it could not be removed yet: %s", name, fault)
+            return False
+        return True
+
+    async def _clear_away(self, name: str) -> None:
+        """Try again until nothing is left: the GPUs of a container that nobody knows of would be taken for free."""
+        pause = _AGAIN_S
+        while True:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _MOST_AGAIN_S)
+            if await self._left_nothing(name):
+                return
 
     async def _inspect(self, ident: str) -> Container | None:
         answer: Answer = await self._engine.call(
             "GET", f"/containers/{segment(ident)}/json", accept=(200, 404), what=f"look at {ident[:64]}"
         )
         return None if answer.status == 404 else self._recipe.inspected(answer.json())
+
+
+async def _whole(call: Coroutine[Any, Any, Answer]) -> Answer:
+    """To its end, also when the caller is cancelled meanwhile: whoever comes next must see what was made."""
+    task = asyncio.ensure_future(call)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))
+        raise
 
 
 async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
