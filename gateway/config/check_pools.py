@@ -22,6 +22,14 @@ def pool_faults(config: Config, environ: Mapping[str, str]) -> Iterator[Fault]:
     for name, model in config.models.items():
         if model.pool is not None:
             yield from _of_one(f"$.models.{name}", model, environ)
+            if isinstance(model.pool, KubernetesPool):
+                yield from _of_kubernetes(f"$.models.{name}.pool", model.pool)
+    if (
+        any(isinstance(model.pool, KubernetesPool) for model in config.models.values())
+        and config.pools.kubernetes.server is None
+        and not environ.get("KUBERNETES_SERVICE_HOST")
+    ):
+        yield "$.pools.kubernetes.server", "is missing, and this is no Pod", "say where the Kubernetes API is"
 
 
 def _of_one(path: str, model: Model, environ: Mapping[str, str]) -> Iterator[Fault]:
@@ -45,3 +53,23 @@ def _of_one(path: str, model: Model, environ: Mapping[str, str]) -> Iterator[Fau
                 f"environment variable {variable} is not set",
                 "set it before starting",
             )
+
+
+def _of_kubernetes(path: str, pool: KubernetesPool) -> Iterator[Fault]:
+    if pool.scale is not None and pool.scale.kind == "deployment" and pool.max > 1:
+        yield (
+            f"{path}.max",
+            "which replica of a Deployment ends is not ours to say, so it might be one with requests",
+            "use a StatefulSet, or `max: 1`",
+        )
+    if pool.vllm_model is None:
+        return
+    parallel = pool.pod.tensor_parallel_size
+    if parallel is not None and 0 < pool.gpus < parallel:
+        yield f"{path}.pod.tensor_parallel_size", "larger than the pool's `gpus`", "raise `gpus`, or lower it"
+    if pool.api_key_env is not None and not pool.pod.secrets:
+        yield (
+            f"{path}.pod.secrets",
+            "is missing: the Pods would not know the key of `api_key_env`",
+            "name a Secret with the entry VLLM_API_KEY",
+        )

@@ -134,6 +134,25 @@ class Scale(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     name: Annotated[Name, Meta(description="Its name.")]
 
 
+class Toleration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A toleration, in the words of a Pod."""
+
+    key: Annotated[str | None, Meta(description="The taint's key. Absent, with `Exists`: every taint.")] = (
+        None
+    )
+    operator: Annotated[
+        Literal["Exists", "Equal"] | None, Meta(description="What `value` is for. Absent: `Equal`.")
+    ] = None
+    value: Annotated[str | None, Meta(description="The taint's value.")] = None
+    effect: Annotated[
+        Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None,
+        Meta(description="The taint's effect. Absent: each."),
+    ] = None
+    tolerationSeconds: Annotated[  # as Kubernetes spells it
+        Annotated[int, Meta(ge=0)] | None, Meta(description="Of `NoExecute`: for how long.")
+    ] = None
+
+
 class PodTemplate(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What Pods made from a `VLLMModel` have beside what that says."""
 
@@ -141,8 +160,9 @@ class PodTemplate(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         "vllm/vllm-openai:latest"
     )
     tensor_parallel_size: Annotated[
-        int, Meta(ge=1, le=64, description="vLLM's `--tensor-parallel-size`; as many GPUs are requested.")
-    ] = 1
+        Annotated[int, Meta(ge=1, le=64)] | None,
+        Meta(description="vLLM's `--tensor-parallel-size`. Absent: as many as the pool's `gpus`."),
+    ] = None
     cpu_offload_gb: Annotated[float, Meta(ge=0, le=4096, description="vLLM's `--cpu-offload-gb`.")] = 0.0
     cpu: Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)?m?$", description="CPU request.")] = "4"
     memory: Annotated[str, Meta(pattern=r"^[0-9]+(Mi|Gi|Ti)$", description="Memory request.")] = "16Gi"
@@ -152,7 +172,14 @@ class PodTemplate(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     ] = None
     node_selector: Annotated[dict[str, str], Meta(description="Labels that a node must have.")] = {}
     tolerations: Annotated[
-        tuple[dict[str, str], ...], Meta(description="Kubernetes tolerations, as in a Pod.")
+        tuple[Toleration, ...], Meta(description="Kubernetes tolerations, as in a Pod.")
+    ] = ()
+    secrets: Annotated[
+        tuple[Name, ...],
+        Meta(
+            description="Secrets whose entries become environment variables: `VLLM_API_KEY`, with the same value as "
+            "the pool's `api_key_env`, and `HF_TOKEN`."
+        ),
     ] = ()
     service_account: Annotated[Name | None, Meta(description="The Pods' service account.")] = None
 
@@ -160,7 +187,19 @@ class PodTemplate(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 class KubernetesPool(PoolTerms, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="kubernetes"):
     """`provider: kubernetes`: one of `scale` and `vllm_model`."""
 
-    namespace: Annotated[Name, Meta(description="Where it runs.")] = "default"
+    namespace: Annotated[
+        Name | None,
+        Meta(
+            description="Where it runs. Absent: the gateway's own namespace; `default` outside of a cluster."
+        ),
+    ] = None
+    unplaced_timeout_s: Annotated[
+        Duration,
+        Meta(
+            description="A Pod that no node takes for so long, for want of a GPU say, is given up; longer than a "
+            "cluster autoscaler needs for a new node."
+        ),
+    ] = 60.0
     scale: Annotated[
         Scale | None,
         Meta(

@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ....cache.pool_table import PoolPhase
+
 
 class ProviderFault(Exception):
     """It cannot be done; the text is one line, for operators and for clients that wait, and holds no secret."""
@@ -18,10 +20,14 @@ class ProviderFault(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """One member that runs. url: where it answers, None where the configuration says that. gpus: those it has."""
+    """One member that runs. url: where it answers, None where the configuration says that. gpus: those it has.
+
+    stale: it was started as the configuration no longer has it.
+    """
 
     url: str | None = None
     gpus: tuple[int, ...] = ()
+    stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,10 @@ class Provider(ABC):
 
     @abstractmethod
     async def ensure_ready(self, member: int, order: Order, timeout_s: float) -> Running:
-        """Have a member run, healthy. Raises ProviderFault, also when it took too long; then nothing of it is left."""
+        """Have a member run, healthy. Raises ProviderFault, also when it took too long; then nothing of it is left.
+
+        Cancelled, it leaves the server as it is: it may be wanted by who comes next, or is stopped at once.
+        """
 
     @abstractmethod
     async def ensure_stopped(self, member: int, order: Order, timeout_s: float) -> None:
@@ -63,6 +72,12 @@ class Provider(ABC):
     @abstractmethod
     async def status(self) -> Mapping[int, Running]:
         """The members that run now, for who takes over; not whether they are healthy. Raises ProviderFault."""
+
+    async def owned(self, fence: int) -> None:  # noqa: B027 - most have nothing to do
+        """This node owns the pool from now on: have stops with a lower fence refused. Raises ProviderFault."""
+
+    async def show(self, phase: PoolPhase, reason: str) -> None:  # noqa: B027
+        """What the pool is doing, after each change: for where its users look. Never raises."""
 
     @abstractmethod
     async def close(self) -> None:
