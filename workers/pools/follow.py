@@ -19,6 +19,7 @@ from .words import Died, Event, MemberPhase, Others, Slept, Started, WakeAsked
 _UP = frozenset((MemberPhase.READY, MemberPhase.DRAINING, MemberPhase.ASLEEP))
 _DOWN = frozenset((MemberPhase.OFF, MemberPhase.ASLEEP))
 STOPPED = "stopped by another node"
+NOT_OURS = "no longer this node's to stop"
 
 
 class Follower:
@@ -40,6 +41,11 @@ class Follower:
         if others.draining:
             return []
         before, made = self._seen, list[Event]()
+        for member, phase in enumerate(members):
+            if phase is MemberPhase.STOPPING and not others.may_stop:
+                made.append(Died(member, NOT_OURS))  # unless it is being done: then this means nothing
+            elif phase is MemberPhase.OFF and member in others.asleep and (took or not others.may_stop):
+                made.append(Slept(member))
         seen = list(others.stops)
         for member, count in enumerate(others.stops if before is not None else ()):
             known = before[member] if before is not None and member < len(before) else 0
@@ -65,6 +71,8 @@ class Follower:
                 continue
             if member in others.running:
                 self._cut.discard(member)
+                if members[member] is MemberPhase.ASLEEP:
+                    made.append(Died(member, "woken by another node"))
                 made.append(Started(member))
             elif member in self._cut:
                 self._cut.discard(member)
