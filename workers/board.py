@@ -1,8 +1,8 @@
 """The controller's side of the backend table: one row for each backend of the current generation.
 
-Strategy: what probes, scrapes and operators say of a backend comes together here, each changing its own fields, and
-a row is written only when something in it did change. A row outlives this process: the next controller, and the next
-generation that keeps the backend, take over the verdict, the drain and the time at which it came up.
+Strategy: what probes, pools, scrapes and operators say of a backend comes together here, each changing its own fields,
+and a row is written only when something in it did change. A row outlives this process: the next controller, and the
+next generation that keeps the backend, take over the verdict, the drain and the time at which it came up.
 
 Refuses to know how anything is found out.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from ..cache.pool_table import PoolPhase
 from ..cache.table import DOWN, UNKNOWN, UP, BackendState, BackendTable
 from ..gateway.config import Published
 from . import store
@@ -42,12 +43,17 @@ class Board:
         now_ns = self._clock_ns()
         rows: dict[int, BackendState] = {}
         for model, settings in published.config.models.items():
+            pooled = settings.pool is not None
             for backend in settings.backends:
                 name = store.backend_key(model, backend.url)
                 index, who = published.indices[name], store.identity(name)
                 row = self._rows.get(index) or self._table.read(index)
                 if row is None or row.identity != who:
                     row = BackendState(health=UNKNOWN, identity=who, since_ns=now_ns)
+                if pooled is not bool(
+                    row.pool_state
+                ):  # nobody asks a server of a pool before the pool says so
+                    row = replace(row, pool_state=PoolPhase.OFF if pooled else 0, health=UNKNOWN)
                 rows[index] = replace(row, weight_milli=round(backend.weight * 1000))
         self._rows = rows
         for index, row in rows.items():
@@ -72,6 +78,19 @@ class Board:
             if health == UP and row.health == DOWN:
                 row = replace(row, since_ns=now_ns)
             self._put(index, replace(row, health=health))
+
+    def place(self, index: int, pool_state: int, health: int) -> bool:
+        """Show what a member of a pool does, and whether it answers; one that becomes ready begins its slow start now.
+
+        Whether that is anything new. Nothing is shown in a row that this generation does not have.
+        """
+        row = self._rows.get(index)
+        if row is None or (row.pool_state == pool_state and row.health == health):
+            return False
+        if pool_state == PoolPhase.READY != row.pool_state:
+            row = replace(row, since_ns=self._clock_ns())
+        self._put(index, replace(row, pool_state=pool_state, health=health))
+        return True
 
     def report(self, indices: Iterable[int], load: Load) -> None:
         """Show what a server says of itself, as of now."""

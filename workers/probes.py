@@ -5,7 +5,7 @@ is up is asked for its metrics (`backend_scrape`). `rise` successes or `fall` fa
 verdict survives a new controller, and a reload that keeps the backend. Two models on one server are one probe, unless
 probes are completions: those ask the model.
 
-Refuses to know what a worker makes of a verdict.
+Refuses to know what a worker makes of a verdict. Servers of pools are not its business.
 """
 
 from __future__ import annotations
@@ -80,6 +80,10 @@ class Prober:
         self._health = health
         self._watched = {}
         for model, settings in published.config.models.items():
+            if (
+                settings.pool is not None
+            ):  # a server that is off or asleep must not be asked: `pools.watch` does it
+                continue
             for backend in settings.backends:
                 of_model = model if health.completion else None
                 key = TargetKey(backend.url, backend.api_key_env, backend.tls, of_model, backend.protocol)

@@ -35,7 +35,41 @@ PROBES = Family(
     ("backend", "outcome"),
 )
 SWEPT = Family("penstock_swept_slots_total", "Slots cleaned up after workers that died.", "counter")
-CONTROL_FAMILIES = {family.name: family for family in (RELOADS, PROBES, SWEPT)}
+POOL_STARTS = Family(
+    "penstock_pool_starts_total",
+    "Starts of a pool's servers, and wakes of those that slept, by outcome.",
+    "counter",
+    ("model", "kind", "outcome"),
+)
+POOL_START_SECONDS = Family(
+    "penstock_pool_start_seconds",
+    "How long starts and wakes took that succeeded.",
+    "histogram",
+    ("model", "kind"),
+    buckets_s=(0.5, 1, 2.5, 5, 10, 20, 30, 60, 90, 120, 180, 300, 600),
+)
+POOL_STOPS = Family(
+    "penstock_pool_stops_total", "Servers of a pool that were stopped.", "counter", ("model",)
+)
+POOL_SLEEPS = Family(
+    "penstock_pool_sleeps_total",
+    "Servers of a pool that were put to sleep, by outcome.",
+    "counter",
+    ("model", "outcome"),
+)
+POOL_DEATHS = Family(
+    "penstock_pool_deaths_total",
+    "Servers of a pool that ended, or hung, by themselves.",
+    "counter",
+    ("model",),
+)
+CONTROL_FAMILIES = {
+    family.name: family
+    for family in (
+        *(RELOADS, PROBES, SWEPT),
+        *(POOL_STARTS, POOL_START_SECONDS, POOL_STOPS, POOL_SLEEPS, POOL_DEATHS),
+    )
+}
 
 Series = dict[tuple[str, ...], list[int]]
 

@@ -1,0 +1,196 @@
+"""All pools of this gateway, in the controller: 50 times a second each is looked at, and done to what follows.
+
+Strategy: one keeper a model with a pool. A reload makes new ones, tells those that stay, and retires those that are
+gone: what is in flight at their servers finishes, then the servers end. It is told of generations that workers may see
+already, and keeps nothing that the tables, the provider and the state folder do not say again to a successor.
+
+It refuses to know what a pool does (the keeper).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from ...cache.pool_table import PoolPhase
+from ...cache.slots import SlotInfo
+from ...gateway.config import Model, Published
+from .. import store
+from .ground import Ground
+from .keeper import SETTLED_NS, Keeper
+from .ownership import Alone, Ownership
+from .providers.base import Provider
+from .providers.make import Site, provider_of
+from .words import MemberPhase, StopAsked, WakeAsked
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.02
+RETIRE_S = 0.05
+
+
+class PoolsRunner:
+    """Needs a running loop. make: the provider of a model's pool; ownership: whose a model's pool is."""
+
+    def __init__(
+        self,
+        ground: Ground,
+        token: str,
+        wall_ns: Callable[[], int],
+        make: Callable[[Site], Provider] = provider_of,
+    ) -> None:
+        self._ground = ground
+        self._make = make
+        self._alone = Alone(token, wall_ns)
+        self._models: dict[str, Model] = {}
+        self._keepers: dict[str, Keeper] = {}
+        self._retired: dict[tuple[str, str], tuple[Keeper, asyncio.Task[None]]] = {}
+        self._changed = asyncio.Event()
+        self._coming: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Keep the pools until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._keepers:
+                self._changed.clear()
+                await self._changed.wait()
+            began = loop.time()
+            now = self._ground.now()
+            for keeper in list(self._keepers.values()):
+                keeper.tick(now)
+            await asyncio.sleep(max(0.001, TICK_S - (loop.time() - began)))
+
+    def swap(self, published: Published) -> None:
+        """Keep the pools of this generation from now on."""
+        wanted = {name: model for name, model in published.told.models.items() if model.pool is not None}
+        for name in [*self._keepers]:
+            if name not in wanted or type(wanted[name].pool) is not type(self._models[name].pool):
+                self._retire(name)
+        for name, model in wanted.items():
+            keeper = self._keepers.get(name)
+            site = self._site(name, model, published)
+            if keeper is None:
+                self._keep(name, site)
+            elif model != self._models[name]:
+                keeper.swap(model, self._make(site))
+        self._models = wanted
+        self._changed.set()
+
+    async def close(self, *, final: bool) -> None:
+        """Let go of the pools. final: the gateway stops, so its own servers end that are not to be kept."""
+        retired = list(self._retired.values())
+        for _, task in retired:
+            task.cancel()
+        if retired:
+            await asyncio.wait([task for _, task in retired])
+        keepers = [*self._keepers.values(), *(keeper for keeper, _ in retired)]
+
+        async def leave(keeper: Keeper) -> None:
+            local = keeper.provider.local and not keeper.provider.keep
+            await (keeper.end() if final and local else keeper.close())
+
+        for keeper, fault in zip(
+            keepers, await asyncio.gather(*map(leave, keepers), return_exceptions=True), strict=True
+        ):
+            if isinstance(fault, BaseException):
+                log.error("pool_not_closed pool=%s", keeper.name, exc_info=fault)
+        self._keepers, self._retired = {}, {}
+
+    # ---- coming and going
+
+    def _site(self, name: str, model: Model, published: Published) -> Site:
+        ground = self._ground
+        return Site(name, model, published.told, ground.environ, ground.state, ground.published)
+
+    def _keep(self, name: str, site: Site) -> None:
+        kind = type(site.model.pool).__name__
+        ownership = self._ownership(site.model)
+        back = self._retired.pop((name, kind), None)
+        if back is not None:
+            # the same servers are wanted again: the one that was about to end them lets go first
+            back[1].cancel()
+            self._coming = asyncio.ensure_future(self._keep_after(self._coming, back[0], name, ownership))
+            return
+        identity = store.identity(name)
+        self._keepers[name] = Keeper(name, site.model, identity, self._make(site), self._ground, ownership)
+
+    async def _keep_after(
+        self, earlier: asyncio.Task[None] | None, before: Keeper, name: str, ownership: Ownership
+    ) -> None:
+        if earlier is not None:
+            await asyncio.wait([earlier])
+        await before.close()
+        if name in self._models and name not in self._keepers:
+            model = self._models[name]
+            site = self._site(name, model, self._ground.published())
+            identity = store.identity(name)
+            self._keepers[name] = Keeper(name, model, identity, self._make(site), self._ground, ownership)
+            self._changed.set()
+
+    def _retire(self, name: str) -> None:
+        keeper = self._keepers.pop(name)
+        kind = type(self._models[name].pool).__name__
+        log.info("pool_retired pool=%s: what is in flight finishes, then its servers end", name)
+        keeper.retire()
+        task = asyncio.ensure_future(self._see_off(keeper, (name, kind)))
+        self._retired[(name, kind)] = (keeper, task)
+
+    async def _see_off(self, keeper: Keeper, key: tuple[str, str]) -> None:
+        """End the servers when nothing is in flight with them, and no worker can think that it may ask them."""
+        seen_ns = self._ground.clock_ns() + SETTLED_NS
+        # what workers count can only be looked at
+        while keeper.inflight() or any(one.heartbeat_ns < seen_ns for one in self._alive()):  # noqa: ASYNC110
+            await asyncio.sleep(RETIRE_S)
+        await keeper.end()
+        self._retired.pop(key, None)
+
+    def _alive(self) -> list[SlotInfo]:
+        return [one for one in self._ground.workers() if one.alive]
+
+    def _ownership(self, model: Model) -> Ownership:
+        return self._alone
+
+    # ---- told and asked
+
+    def ask(self, model: str, event: WakeAsked | StopAsked) -> None:
+        """An operator wants a pool awake, or off."""
+        keeper = self._keepers.get(model)
+        if keeper is not None:
+            keeper.ask(event)
+
+    def report(self, model: str) -> dict[str, Any] | None:
+        """What a pool is doing, JSON-like; None for a model without one."""
+        keeper = self._keepers.get(model)
+        return keeper.report(self._ground.now()) if keeper is not None else None
+
+    def metrics(self) -> Iterator[Metric]:
+        """What each pool is doing now."""
+        phase = GaugeMetricFamily(
+            "penstock_pool_phase", "1 for what a model's pool is doing.", labels=["model", "phase"]
+        )
+        members = GaugeMetricFamily(
+            "penstock_pool_members", "Servers of a pool by what they are doing.", labels=["model", "phase"]
+        )
+        waiting = GaugeMetricFamily(
+            "penstock_pool_waiting_requests", "Requests that wait for a pool.", labels=["model"]
+        )
+        for name, keeper in self._keepers.items():
+            machine = keeper.machine
+            for one in PoolPhase:
+                if one is not PoolPhase.NONE:
+                    phase.add_metric([name, one.name.lower()], machine.phase is one)
+            for kind in MemberPhase:
+                members.add_metric([name, kind.name.lower()], machine.members.count(kind))
+            waiting.add_metric([name], keeper.load.waiting)
+        if self._keepers:
+            yield from (phase, members, waiting)
+
+    @property
+    def keepers(self) -> Mapping[str, Keeper]:
+        """Those of the current generation, by model."""
+        return self._keepers
