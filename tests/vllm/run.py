@@ -4,7 +4,8 @@
 
 Builds the environment (`.venv-vllm`, minutes the first time), starts the servers, runs `tests/conformance` and
 `tests/vllm` with their URLs in its environment, and ends with pytest's exit status. Where vLLM cannot be installed it
-says why and ends with 0: skipped is not failed. `PENSTOCK_TEST_VLLM_URL` names a server that runs already; then none is started.
+says why and ends with 0: skipped is not failed. `PENSTOCK_TEST_VLLM_URL` names a server that runs
+already; then none is started.
 """
 
 from __future__ import annotations
