@@ -91,9 +91,13 @@ class Floor:
             ]
 
     def never(self, name: str) -> str | None:
-        """Why a pool without servers can have no room, whoever leaves; None when it can."""
+        """Why a pool can have no room for its first member, whoever leaves; None when it can."""
         view = self._views[name]
-        gone = {other for other in self._alive if other != name and not self._views[other].stays}
+        gone = {
+            other
+            for other in self._alive
+            if other != name and (other in self._leaving or not self._views[other].stays)
+        }
         if self.place(name, gone=gone) is not None:
             return None
         stay = sorted(self._alive - gone - {name})

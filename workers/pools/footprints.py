@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 MOST_BYTES = 1 << 20
 MOST_ENTRIES = 512
-MOST_DURATIONS = 5
+MOST_DURATIONS = 10
 _TERMS = frozenset(field.name for field in msgspec.structs.fields(PoolTerms))
 _Bytes = Annotated[int, Meta(ge=0, le=1 << 50)]
 _Durations = Annotated[list[Annotated[float, Meta(ge=0, le=86_400)]], Meta(max_length=MOST_DURATIONS)]
@@ -33,15 +33,16 @@ _Durations = Annotated[list[Annotated[float, Meta(ge=0, le=86_400)]], Meta(max_l
 class Footprint(Struct, omit_defaults=True):
     """One way of running one model. need, asleep: bytes of each of its GPUs, None while unknown.
 
-    start, wake, leave: the last durations, seconds: of a start, of a wake from sleep, and from the order to leave
-    until it was gone.
+    start, wake, drain, stop: the last durations, seconds: of a start, of a wake from sleep, of finishing what was in
+    flight when its turn was over, and of ending.
     """
 
     need: _Bytes | None = None
     asleep: _Bytes | None = None
     start: _Durations = msgspec.field(default_factory=list)
     wake: _Durations = msgspec.field(default_factory=list)
-    leave: _Durations = msgspec.field(default_factory=list)
+    drain: _Durations = msgspec.field(default_factory=list)
+    stop: _Durations = msgspec.field(default_factory=list)
 
 
 class _File(Struct):
@@ -90,7 +91,7 @@ class Footprints:
         return True
 
     def took(self, key: str, what: str, seconds: float) -> None:
-        """A `start`, `wake` or `leave` took so long."""
+        """A `start`, `wake`, `drain` or `stop` took so long."""
         durations: list[float] = getattr(self._entry(key), what)
         durations.append(round(min(max(seconds, 0.0), 86_400.0), 3))
         del durations[:-MOST_DURATIONS]

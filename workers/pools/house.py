@@ -54,9 +54,9 @@ class House:
         blocked: list[str] = []
         told: set[str] = set()
         for name in order:
-            view = views[name]
-            fault = floor.never(name)
-            if fault is not None and not view.alive:
+            grows = _grows(views[name])
+            fault = floor.never(name) if not grows else None
+            if fault is not None:
                 made.append(Refuse(name, fault))
                 self._forget(name)
                 continue
@@ -67,14 +67,12 @@ class House:
                 self._forget(name)
                 continue
             victims = self._idle_ones(now, name, views, floor, told)
-            if victims is None and not view.alive:
+            if victims is not None:
+                self._clear(name, victims, floor, told, made, views)
+            elif not grows:
                 blocked.append(name)
-                continue
-            if victims is None:
-                continue
-            self._clear(name, victims, floor, told, made, views)
-        if blocked:
-            self._turn(now, blocked, views, floor, told, made)
+        for i in range(len(blocked)):
+            self._turn(now, blocked[i:], views, floor, told, made)
         return made
 
     def reserved(self, views: Mapping[str, View]) -> dict[int, int]:
@@ -118,7 +116,7 @@ class House:
             return False
         there_and_back = view.start_s + view.leave_s + wanting.start_s + wanting.leave_s
         linger = min(max(LINGER_SHARE * there_and_back, LEAST_LINGER_S), MOST_LINGER_S)
-        return now - view.last_used_s >= min(linger, self.max_wait_s * LINGER_SHARE)
+        return now - view.last_used_s >= linger
 
     def _clear(
         self,
@@ -148,7 +146,8 @@ class House:
         told: set[str],
         made: list[Decision],
     ) -> None:
-        """End the turn of pools with work, where somebody of those that wait would wait too long otherwise."""
+        """End the turn of pools with work for the first of these, where it would wait too long otherwise, or one of
+        those whose turn is after it would."""
         name = blocked[0]
         candidates = [
             other

@@ -34,7 +34,7 @@ class View:
 
     gpus: how many each member takes; need_bytes: what of each of them, None where nobody knows: all of it.
     asleep_bytes: the same of a member that sleeps. min: members that always run. local: its servers run on this node.
-    start_s, leave_s: how long a start takes, and from the order to leave until the memory is free.
+    start_s, leave_s: how long a start or wake takes, and from the order to leave until the memory is free.
     """
 
     members: tuple[MemberView, ...]
