@@ -109,7 +109,7 @@ AppFactory = Callable[[Given], tuple[App, RsgiApp]]
 @dataclass(frozen=True, slots=True)
 class Inheritance:
     """What a child gets from the supervisor. ready_fd: the write end of its pipe; node: 16 bytes that name this
-    gateway's life among all nodes.
+    gateway's life among all nodes; state: the folder of what outlives it (`pools.state`).
     """
 
     index: int
@@ -122,6 +122,7 @@ class Inheritance:
     node: bytes
     listeners: Sequence[socket.socket]
     environ: Mapping[str, str]
+    state: Path
 
     @property
     def descriptors(self) -> list[int]:

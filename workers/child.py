@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
+_PR_SET_CHILD_SUBREAPER = 36
 FAILED = 1
 
 
@@ -68,6 +69,23 @@ def _forget(name: str, keep: Collection[int], parent: int) -> None:
     if os.getppid() != parent:
         os._exit(FAILED)
     close_others(keep)
+
+
+def adopt_orphans() -> None:
+    """Have this process become the parent of what its children leave behind, instead of pid 1."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap_orphans(own: Collection[int]) -> None:
+    """Take note of the end of children that this process did not start; its `own` are somebody else's to wait for."""
+    while True:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if ended is None or ended.si_pid in own:
+            return
+        os.waitpid(ended.si_pid, 0)
 
 
 def close_others(keep: Collection[int]) -> None:

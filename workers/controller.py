@@ -15,15 +15,17 @@ import logging
 import os
 import signal
 import time
+from urllib.parse import urlsplit
 
 import uvloop
 
 from ..cache.arena import Arena
+from ..cache.pool_table import PoolTable
 from ..cache.rows import CounterRow, Tally
 from ..cache.segment import Segment, process_start
-from ..cache.slots import claim, sweep
+from ..cache.slots import claim, read_slot, sweep
 from ..cache.table import BackendTable
-from ..gateway.config import MAX_BACKENDS, ConfigError, Published
+from ..gateway.config import MAX_BACKENDS, ConfigError, Published, Server
 from ..gateway.memory import redis_settings
 from ..gateway.metrics import Metrics
 from . import admin, affinity, logs, scrape, store
@@ -40,6 +42,8 @@ from .host import serve
 from .invalidation import Invalidation
 from .keys.sync import KeysSync
 from .limits_sync import LimitsSync
+from .pools.ground import Ground
+from .pools.runner import PoolsRunner
 from .probes import Prober
 from .question import Question
 from .source import Source
@@ -114,13 +118,30 @@ class Controller:
         self._publishing = asyncio.Lock()
         self._reload = asyncio.Event()
         self._leave = asyncio.Event()
+        self._final = False
+        ground = Ground(
+            self._board,
+            PoolTable(segment),
+            self._tally,
+            self._backend_scrape,
+            self._metrics,
+            lambda: self._published,
+            self._placed,
+            mine.environ,
+            mine.state,
+            time.monotonic_ns,
+            lambda: [read_slot(segment, slot) for slot in range(segment.geometry.slots)],
+        )
+        self._pools = PoolsRunner(ground, os.urandom(8).hex(), time.time_ns)
 
     async def run(self) -> None:
         """Until SIGTERM."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._leave.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        loop.add_signal_handler(signal.SIGUSR1, self._end_all)
         await self._prober.swap(self._published)
+        self._pools.swap(self._published)
         key_env = self._published.config.admin.key_env
         app = admin.AdminApp(self._routes(), self._mine.environ.get(key_env) if key_env else None)
         host = serve(app.__rsgi__, self._mine.listeners, loop=loop)
@@ -135,6 +156,7 @@ class Controller:
             self._discovery.run,
             self._invalidation.run,
             self._limits.run,
+            self._pools.run,
         ]
         if self._keys is not None:
             work.append(self._keys.run)
@@ -146,7 +168,12 @@ class Controller:
             if task.done():
                 task.result()  # they end by failing only: so does the controller, and is replaced
             task.cancel()
+        await self._pools.close(final=self._final)
         log.info("controller_left")
+
+    def _end_all(self) -> None:
+        """The gateway stops, not this controller alone: what pools run here ends too."""
+        self._final = True
 
     def _routes(self) -> admin.Routes:
         return {
@@ -165,7 +192,7 @@ class Controller:
         return Answer(b'{"status":"ok"}')
 
     async def _scraped(self, _: Question) -> Answer:
-        own = [*self._status.metrics(), *self._cache_stats.metrics()]
+        own = [*self._status.metrics(), *self._cache_stats.metrics(), *self._pools.metrics()]
         theirs = await self._backend_scrape.exposition()
         return Answer(scrape.render(self._segment, own) + theirs, scrape.CONTENT_TYPE)
 
@@ -216,17 +243,28 @@ class Controller:
 
     async def _discovered(self, found: Found) -> None:
         """The servers behind the names that are looked up: another fleet, if they are others."""
+        await self._found(found)
+
+    async def _placed(self, member: str, url: str) -> bool:
+        """Where a member of a pool answers; whether workers can find it now."""
+        parts = urlsplit(url)
+        server = Server(address=parts.hostname or "", port=parts.port)
+        return await self._found({member: (server,)}) and member in self._published.found
+
+    async def _found(self, found: Found) -> bool:
         async with self._publishing:
             old = self._published
             try:
                 published = store.following(old.told, old, found, self._busy())
             except store.Full as fault:
                 log.error("discovered_not_published generation=%d kept: %s", old.generation, fault)
-                return
+                return False
             if published.config == old.config and published.found == old.found:
-                return
-            if await self._publish(published):
-                log.info("fleet_published generation=%d", published.generation)
+                return True
+            if not await self._publish(published):
+                return False
+            log.info("fleet_published generation=%d", published.generation)
+            return True
 
     async def _publish(self, published: Published) -> bool:
         """Make a generation the current one; False where it cannot be written."""
@@ -242,6 +280,7 @@ class Controller:
         # Rows first: who sees the new number finds its backends in the table.
         await self._prober.swap(published)
         self._segment.publish_generation(published.generation, digest)
+        self._pools.swap(published)
         return True
 
     def _busy(self) -> set[int]:

@@ -26,6 +26,8 @@ from .boot import LEAVING, READY, RELOADED, AppFactory, Inheritance, gateway_app
 from .controller import run_controller
 from .foundation import Foundation
 from .listeners import BACKLOG
+from .pools import state
+from .pools.processes.leftover import LeftOver
 from .room import is_wanted
 from .seats import Child, Part, Seat
 from .source import Source
@@ -68,6 +70,7 @@ class Supervisor:
         )
         self._workers = [Seat(index) for index in range(len(self._plan.workers))]
         self._controller = Seat(None)
+        self._state = state.of_gateway(config.pools.state, environ, source.path, config.listen.port)
         self._selector = selectors.DefaultSelector()
         self._to_roll: list[Seat] = []
         self._reload_wanted = False
@@ -83,6 +86,7 @@ class Supervisor:
         """Until the last child is gone; the exit status. Raises CannotStart before the first fork."""
         logs.set_up("supervisor", self._config.log.level)
         self._base = Foundation.lay(self._config, self._source.path, len(self._workers), self._environ)
+        child.adopt_orphans()
         listen = self._config.listen
         log.info("supervisor_started address=%s:%d workers=%d", listen.host, listen.port, len(self._workers))
         self._say_what_is_cached()
@@ -93,6 +97,7 @@ class Supervisor:
                 gc.freeze()
                 while self._children() or not self._stopping:
                     self._turn()
+                self._end_processes()
         finally:
             self._base.remove()
         log.info("supervisor_ended status=%d", self._code)
@@ -109,6 +114,15 @@ class Supervisor:
         l1_mib = self._base.arena.geometry.data_bytes >> 20
         l2 = cache.l2.topology if cache.l2 is not None else "none"
         log.info("cache_mode mode=%s l1_mib=%d l2=%s; kept: %s", cache.mode, l1_mib, l2, text[cache.mode])
+
+    def _end_processes(self) -> None:
+        """What the controller has not ended of pools' processes, because it was killed itself."""
+        left = LeftOver(self._state)
+        while left.end(time.monotonic(), at_once=self._code == FORCED):
+            for key, _ in self._selector.select(0.05):
+                if key.data is None:
+                    self._signalled(key.fileobj.recv(4096))  # type: ignore[union-attr]
+            self._reap()
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -177,6 +191,7 @@ class Supervisor:
             folder=base.folder,
             listeners=listeners,
             environ=self._environ,
+            state=self._state,
         )
 
         # taken before the fork: were a reload to come between, the worker would only be newer than is said
@@ -311,8 +326,11 @@ class Supervisor:
     def _stop_controller(self) -> None:
         """Last: metrics can be had as long as there is something to measure."""
         if not any(seat.children for seat in self._workers):
+            models = self._base.current().config.models.values()
+            ends_s = max((one.pool.stop_timeout_s for one in models if one.pool is not None), default=0.0)
             for one in self._controller.children:
-                one.kill_at_s = time.monotonic() + PATIENCE_S
+                one.kill_at_s = time.monotonic() + ends_s + PATIENCE_S
+                os.kill(one.pid, signal.SIGUSR1)  # not it alone: pools' servers end as well
                 os.kill(one.pid, signal.SIGTERM)
 
     def _force(self) -> None:
@@ -327,6 +345,7 @@ class Supervisor:
             pid, status = os.waitpid(one.pid, os.WNOHANG)
             if pid:
                 self._ended(seat, one, os.waitstatus_to_exitcode(status))
+        child.reap_orphans({one.pid for _, one in self._children()})
 
     def _ended(self, seat: Seat, one: Child, code: int) -> None:
         with contextlib.suppress(KeyError):

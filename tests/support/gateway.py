@@ -1,6 +1,7 @@
 """A running gateway (`penstock serve`) for tests."""
 
 import copy
+import os
 import shutil
 import signal
 import tempfile
@@ -136,6 +137,8 @@ def gateway(
     file = folder / "penstock.yaml"
     file.write_text(yaml.safe_dump(full, sort_keys=False))
     argv = [*(command or [console_script()]), "serve", "-c", str(file), *args]
+    # what outlives a gateway is this test's alone; by it servers are recognised that do
+    state = {"XDG_STATE_HOME": str(folder / "state")}
 
     def up() -> bool:
         return handle.is_up(ready or "/health") and _answers(f"{handle.admin_url}/metrics")
@@ -144,7 +147,7 @@ def gateway(
         argv,
         name="gateway",
         ready=up if ready else None,
-        env=env,
+        env={**state, **(env or {})},
         timeout_s=START_TIMEOUT_S,
         grace_s=grace_s,
     )
@@ -153,7 +156,22 @@ def gateway(
         with proc:
             yield handle
     finally:
+        for pid in with_environment("XDG_STATE_HOME", state["XDG_STATE_HOME"]):
+            os.kill(pid, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def with_environment(name: str, value: str) -> list[int]:
+    """The pids of processes that were started with this in their environment and run."""
+    found = []
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        try:
+            environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"{name}={value}".encode() in environ and pid != os.getpid() and is_running(pid):
+            found.append(pid)
+    return found
 
 
 def _answers(url: str) -> bool:

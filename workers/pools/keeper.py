@@ -67,7 +67,9 @@ class Keeper:
         self._waiting_since: float | None = None
         self._watching: tuple[list[Server], list[Server]] | None = None
         self._shown_phase = PoolPhase.NONE
-        self._ticks = self._retired = False
+        #: whether it is known what runs, so that the machine may be asked
+        self.ticks = False
+        self._retired = False
         self._replacing: asyncio.Task[None] | None = None
         self._asked: list[Event] = []
         adoption = Adoption(self.hand, self.pool, ground, self._urls, self.stale.add)
@@ -88,7 +90,7 @@ class Keeper:
     def tick(self, now: float) -> None:
         """Look at what is true, and do what follows."""
         index = self.index
-        if not self._ticks or index is None:
+        if not self.ticks or index is None:
             return
         if self._servers.generation != self._ground.published().generation:
             self._servers = Servers(self.name, self._ground.published(), len(self.machine.members))
@@ -119,7 +121,7 @@ class Keeper:
 
     def ask(self, event: Event) -> None:
         """An operator's word; kept until it is known what runs."""
-        if self._ticks:
+        if self.ticks:
             self.step(event)
         else:
             self._asked.append(event)
@@ -220,8 +222,8 @@ class Keeper:
         return [self.watch.target(one) for one in self._servers.of(member)]
 
     def _begin(self) -> None:
-        if not (self._ticks or self._retired):
-            self._ticks = True
+        if not (self.ticks or self._retired):
+            self.ticks = True
             for event in self._asked:
                 self.step(event)
             self._asked.clear()
@@ -257,14 +259,14 @@ class Keeper:
 
     def retire(self) -> None:
         """The pool is no longer configured: decide nothing any more. Its servers go on until `end`."""
-        self._ticks = False
+        self.ticks = False
         self._adopting.cancel()
         self._retired = True
         self.watch.look_at([], [])
 
     async def close(self) -> None:
         """Let go of everything; servers stay as they are."""
-        self._ticks = False
+        self.ticks = False
         tasks = [one for one in (self._adopting, self._replacing) if one is not None]
         for task in tasks:
             task.cancel()
@@ -275,7 +277,7 @@ class Keeper:
 
     async def end(self) -> None:
         """End all servers, and let go of everything."""
-        self._ticks = False
+        self.ticks = False
         self._adopting.cancel()
         await asyncio.wait([self._adopting])
         await self.watch.close()

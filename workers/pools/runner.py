@@ -20,12 +20,13 @@ from ...cache.pool_table import PoolPhase
 from ...cache.slots import SlotInfo
 from ...gateway.config import Model, Published
 from .. import store
+from . import state
 from .ground import Ground
 from .keeper import SETTLED_NS, Keeper
 from .ownership import Alone, Ownership
 from .providers.base import Provider
 from .providers.make import Site, provider_of
-from .words import MemberPhase, StopAsked, WakeAsked
+from .words import MemberPhase, Room, StopAsked, WakeAsked
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,13 @@ class PoolsRunner:
             now = self._ground.now()
             for keeper in list(self._keepers.values()):
                 keeper.tick(now)
+            self._give_room()
             await asyncio.sleep(max(0.001, TICK_S - (loop.time() - began)))
+
+    def _give_room(self) -> None:
+        for keeper in self._keepers.values():
+            while keeper.ticks and keeper.machine.wants_room:
+                keeper.step(Room())
 
     def swap(self, published: Published) -> None:
         """Keep the pools of this generation from now on."""
@@ -71,6 +78,11 @@ class PoolsRunner:
         for name in [*self._keepers]:
             if name not in wanted or type(wanted[name].pool) is not type(self._models[name].pool):
                 self._retire(name)
+        if wanted:
+            try:
+                state.make(self._ground.state)
+            except OSError as fault:
+                log.error("state_folder_lost folder=%s: %s", self._ground.state, fault)
         for name, model in wanted.items():
             keeper = self._keepers.get(name)
             site = self._site(name, model, published)
@@ -176,9 +188,6 @@ class PoolsRunner:
         members = GaugeMetricFamily(
             "penstock_pool_members", "Servers of a pool by what they are doing.", labels=["model", "phase"]
         )
-        waiting = GaugeMetricFamily(
-            "penstock_pool_waiting_requests", "Requests that wait for a pool.", labels=["model"]
-        )
         for name, keeper in self._keepers.items():
             machine = keeper.machine
             for one in PoolPhase:
@@ -186,9 +195,8 @@ class PoolsRunner:
                     phase.add_metric([name, one.name.lower()], machine.phase is one)
             for kind in MemberPhase:
                 members.add_metric([name, kind.name.lower()], machine.members.count(kind))
-            waiting.add_metric([name], keeper.load.waiting)
         if self._keepers:
-            yield from (phase, members, waiting)
+            yield from (phase, members)
 
     @property
     def keepers(self) -> Mapping[str, Keeper]:
