@@ -27,7 +27,7 @@ from .counting import Counting
 from .dispatch import Dispatch
 from .errand import Errand
 from .errors import Fault, Kind
-from .fleet import Model
+from .fleet import Backend, Model
 from .life import Life
 from .metrics import BATCHED, BATCHES, Metrics
 from .parse import Request
@@ -106,6 +106,7 @@ class Batching:
             raise
         finally:
             life.queued_ns += (batch.closed_ns or perf_counter_ns()) - began + batch.life.queued_ns
+            life.wake_ns += batch.life.wake_ns
             life.upstream_ns += batch.life.upstream_ns
         return part if part is not None else await self._dispatch.send(errand, life, False)
 
@@ -171,10 +172,13 @@ class Batching:
         if not self._buffers.try_hold(size):
             _alone(members)
             return "resent"
-        counts = self._count(batch.terms, members, portions)
+        able = [backend for backend in first.model.backends if backend.up and not backend.shut]
+        counts = self._count(batch.terms, members, portions, able)
         try:
             sent = await self._dispatch.send(together, batch.life, False)
             held = Held(self._answering.account(sent.call))
+            if counts is None and not sent.fallback:  # nobody was there to count before
+                counts = self._count(batch.terms, members, portions, (sent.backend,))
             try:
                 return await self._share_out(batch, members, portions, sent, held, counts)
             finally:
@@ -196,11 +200,14 @@ class Batching:
                 counts.cancel()
 
     def _count(
-        self, terms: BatchTerms, members: Sequence[_Member], portions: Sequence[Portion]
+        self,
+        terms: BatchTerms,
+        members: Sequence[_Member],
+        portions: Sequence[Portion],
+        able: Sequence[Backend],
     ) -> asyncio.Task[list[list[int]]] | None:
         """Begin to count the texts' tokens while they are embedded: all servers of a model count alike."""
         model = members[0].errand.model
-        able = [backend for backend in model.backends if backend.up and not backend.shut]
         if not (terms.exact and portions[0].texts and portions[0].field == "input" and able):
             return None
         counting = Counting(able[next(self._turns) % len(able)], model.name, model.timeouts, self._clock)

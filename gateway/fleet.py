@@ -245,15 +245,15 @@ class Model:
         own = [backend.max_concurrent for backend in self.backends if backend.up]
         self.places = min(self.max_concurrent, sum(own)) if own and all(own) else self.max_concurrent
 
+    def asks(self, backend: Backend) -> bool:
+        """Whether a backend of it may be asked without waking anything."""
+        return backend.up and (self.pool is None or self.pool.ready)
+
     @property
     def ready(self) -> bool:
         """Whether any backend may be tried, or woken."""
-        for model in (self, *self.fallbacks):
-            if model.pool is not None and model.pool.wakes:
-                return True
-            if any(backend.up for backend in model.backends):
-                return True
-        return False
+        models = (self, *self.fallbacks)
+        return any(m.pool.wakes if m.pool is not None else any(b.up for b in m.backends) for m in models)
 
     def key_head(self, endpoint: Endpoint, tenant: str, namespace: str = "") -> bytes:
         """What a cache key covers besides query and body: schema version, tenant and namespace, model, version

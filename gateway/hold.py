@@ -122,6 +122,11 @@ class Hold:
         """Requests of this worker that are held now."""
         return sum(room.line.waiting + room.leaving for room in self.rooms.values())
 
+    @property
+    def following(self) -> int:
+        """Requests of this worker whose answers others ask for, at models with pools."""
+        return sum(len(band.lives) for band in self._bands.values())
+
     def able(self, model: Model) -> int:
         """How many requests may go on to the model's backends: 0, 1 where all there is is a probe that is due, or
         :data:`PORTION`.

@@ -136,7 +136,8 @@ class Pipeline:
         """Answer a call about one stored response: by the backend that holds it, else by asking each in turn.
 
         A backend that fails does not end the search; when no other has it, its failure is the answer: it might have it.
-        What is another tenant's, or at a model that is not for this caller, is not there.
+        What is another tenant's, or at a model that is not for this caller, is not there. A server that sleeps is woken
+        when it is known to hold the response, and not to be asked whether it does.
         """
         if caller.row >= 0:
             life.grant = self._limits.admit(caller)
@@ -144,8 +145,8 @@ class Pipeline:
         by_backend = {b.index: model for model in allowed for b in model.backends}
         within = [b for b in self.fleet.backends if b.index in by_backend]
         backend = self._holder(stored.id, within, caller)
-        candidates = [backend] if backend is not None else [b for b in within if b.up]
-        if within and not candidates:
+        candidates = [backend] if backend is not None else [b for b in within if by_backend[b.index].asks(b)]
+        if not candidates and any(model.pool is None for model in by_backend.values()):
             raise Fault(Kind.NO_BACKEND, "no backend is healthy", retry_after_s=2.0)
         target = f"{stored.target}?{raw.query}" if raw.query else stored.target
         failed: Fault | None = None

@@ -120,14 +120,21 @@ class Status:
         queued = GaugeMetricFamily(
             "penstock_queued_requests", "Requests that wait for a place now.", labels=["model"]
         )
+        waiting = GaugeMetricFamily(
+            "penstock_waiting_requests",
+            "Requests that wait for their model's servers to wake now.",
+            labels=["model"],
+        )
         for model, index in published.model_indices.items():
             running.add_metric([model], self._tally.running(index))
             queued.add_metric([model], self._tally.queued(index))
+            if published.config.models[model].pool is not None:
+                waiting.add_metric([model], self._tally.waiting(index))
         held = GaugeMetricFamily(
             "penstock_buffered_bytes", "Bytes of bodies and responses held on this node."
         )
         held.add_metric([], self._tally.held_total())
-        yield from (inflight, up, shut, drained, running, queued, held)
+        yield from (inflight, up, shut, drained, running, queued, waiting, held)
 
     def _processes(self) -> Iterator[Metric]:
         geometry = self._segment.geometry

@@ -150,10 +150,13 @@ class DataPlane:
             return {
                 "requests": self.worker.inflight,
                 "waiting": self.worker.admission.waiting,
+                "holding": self.worker.holding.waiting,
+                "following": self.worker.holding.following,
                 "calls": sum(backend.pool.active for backend in backends),
                 "inflight": sum(self.tally.inflight(backend.index) for backend in backends),
                 "running": sum(self.tally.running(model.index) for model in models),
                 "queued": sum(self.tally.queued(model.index) for model in models),
+                "demand": sum(self.tally.waiting(model.index) for model in models),
                 "held": self.tally.held_total(),
                 "tasks": len([t for t in asyncio.all_tasks(self.loop) if not t.done()]),
             }

@@ -14,6 +14,7 @@ COUNTS = (
     "penstock_inflight_requests",
     "penstock_running_requests",
     "penstock_queued_requests",
+    "penstock_waiting_requests",
     "penstock_buffered_bytes",
 )
 #: A worker's own tasks while it has nothing to do.
