@@ -186,9 +186,12 @@ class Agreement:
             return None
         if lease is None:
             return Lease(era=self._era(), fence=self._fence, stops=tuple(self._stops))
-        if lease.owner != self._life:
+        if lease.owner != self._life or not self.proven(now):
+            # its own too, once it could not renew it in time: it may be an old copy, from before somebody else's
             held_s = max(self._timing.lease_s, lease.lease_ms / 1000)
-            if not lease.free and now - self._changed < held_s:
+            if now - self._heard >= self._timing.fresh_s:
+                return None  # it may have been changed, and changed back
+            if now - self._changed < held_s and not (lease.free and lease.fence >= self._fence):
                 return None
             return self._taken(lease)
         if lease.fence < self._fence:
