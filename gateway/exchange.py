@@ -249,7 +249,7 @@ class Exchange(Life):
     def abandon(self) -> None:
         """The last who waited for the answer has left as well."""
         self.flight = None
-        self.abort(Fault(Kind.CLIENT_CLOSED, "all clients left"))
+        self.abort(self.fault or Fault(Kind.CLIENT_CLOSED, "all clients left"))
 
     async def gone(self) -> None:
         """Wait for the client to close its connection, then end the request."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..cache.outcome import NoCache
+from .errors import Fault
 from .flight import Flight
 from .limits.grant import Grant
 from .pool_view import PoolView
@@ -33,6 +34,8 @@ class Life:
     grant: Grant | None = None
     #: its client is gone; the task goes on for others
     left = False
+    #: what its own client is still to be told, while the task goes on for others
+    fault: Fault | None = None
     #: its response was begun while it waited, as an event stream: only events can follow
     opened = False
     #: bytes on the wire that went into such a response before its answer

@@ -243,7 +243,9 @@ class Sharing:
                 raise ClientGone
             fields = [*head.headers, *mine(errand.raw, sent, _MISS, life)]
             await self._answering.stream(_dialect(errand, head), place, head.status, fields, out, life)
-        except (Fault, ClientGone):
+        except (Fault, ClientGone) as failure:
+            if isinstance(failure, Fault):
+                life.fault = failure
             if flight.leave_leader():  # its own client is gone, others want the rest
                 await self._finish(flight, question, errand, sent, head)
             raise
