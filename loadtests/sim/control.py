@@ -2,7 +2,8 @@
 
 GET /sim/stats · GET, POST, DELETE /sim/faults · POST /sim/reset. POST /sim/faults takes one fault, a list, or
 {"faults": […]}, which replace those switched on before; nothing in it, or {"kind": "none"}, switches all off.
-In the stats `engine.prefix_queries` and `prefix_hits` are prompt tokens looked for and found in the prefix cache.
+In the stats `engine.prefix_queries` and `prefix_hits` are prompt tokens looked for and found in the prefix cache;
+`sleep` counts sleeps, wakes and loads of weights, and says what those took by the settings.
 """
 
 from __future__ import annotations
@@ -67,6 +68,13 @@ class Control:
                 "prefix_hits": engine.totals.prefix_hits,
                 "prefix_hit_rate": engine.totals.prefix_hits / max(1, engine.totals.prefix_queries),
                 "asleep": self._context.asleep,
+            },
+            "sleep": {
+                "sleeps": self._context.sleeping.sleeps,
+                "wakes": self._context.sleeping.wakes,
+                "reloads": self._context.sleeping.reloads,
+                "waking_s": self._context.sleeping.waking_s,
+                "startup_s": self._context.settings.startup_s,
             },
             "faults": self._faults.describe(),
         }

@@ -42,11 +42,18 @@ KINDS: dict[str, dict[str, tuple[type, Any]]] = {
     "stale": {"how": (str, "fin")},
     "no_terminal": {},
     "truncated": {"missing": (int, 0)},
+    "sleep_fails": {"how": (str, "error"), "seconds": (float, _MAX_SECONDS)},
+    "wake_fails": {"how": (str, "error"), "seconds": (float, _MAX_SECONDS)},
+    "reload_fails": {"how": (str, "error"), "seconds": (float, _MAX_SECONDS)},
 }
+SLEEP_PATHS = {"sleep_fails": "/sleep", "wake_fails": "/wake_up", "reload_fails": "/collective_rpc"}
+"""What these strike where no path is named."""
+_HOW_IT_FAILS = frozenset({"error", "lies", "hangs", "dies"})
 CHOICES: dict[tuple[str, str], frozenset[str]] = {
     ("cut_mid_stream", "how"): frozenset({"clean", "fin", "rst", "chunk"}),
     ("hang", "stage"): frozenset({"headers", "stream"}),
     ("stale", "how"): frozenset({"fin", "rst"}),
+    **{(kind, "how"): _HOW_IT_FAILS for kind in SLEEP_PATHS},
     ("garbage", "variant"): frozenset(
         {
             "not_http",
@@ -163,7 +170,7 @@ def _checked(spec: dict[str, Any], ident: int) -> Fault:
     kind = spec.pop("kind", None)
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(sorted(KINDS))}")
-    path = spec.pop("path", None)
+    path = spec.pop("path", SLEEP_PATHS.get(kind))
     if path is not None and (not isinstance(path, str) or len(path) > 256):
         raise ValueError("path must be a string of at most 256 characters")
     probability = _number(spec.pop("probability", 1.0), "probability", 0.0, 1.0)

@@ -31,7 +31,9 @@ _HELP = {
     "max_model_len": "context length in tokens; by default as much as --kv-blocks hold",
     "request_id_headers": "echo X-Request-Id, as vLLM's --enable-request-id-headers",
     "startup_s": "seconds before it listens",
-    "wake_s": "seconds /wake_up takes",
+    "dev_mode": "have the routes of sleep mode, as vLLM with VLLM_SERVER_DEV_MODE=1 (--no-dev-mode: not)",
+    "wake_s": "seconds a wake from sleep level 1 takes",
+    "reload_s": "seconds the weights take to load anew, after sleep level 2",
     "keep_alive_s": "close connections idle for this long",
     "max_body_bytes": "largest request body",
     "backlog": "listen backlog",
@@ -118,7 +120,15 @@ def _problem(settings: Settings) -> str | None:
     for name in ("max_model_len", "max_seqs", "kv_blocks", "step_tokens", "embedding_dim", "max_body_bytes"):
         if getattr(settings, name) < 1:
             return f"--{name.replace('_', '-')} must be at least 1"
-    for name in ("prefill_tps", "decode_ms", "decode_ms_per_seq", "startup_s", "wake_s", "keep_alive_s"):
+    for name in (
+        "prefill_tps",
+        "decode_ms",
+        "decode_ms_per_seq",
+        "startup_s",
+        "wake_s",
+        "reload_s",
+        "keep_alive_s",
+    ):
         if getattr(settings, name) < 0:
             return f"--{name.replace('_', '-')} must not be negative"
     if settings.max_model_len > settings.kv_blocks * BLOCK_TOKENS:

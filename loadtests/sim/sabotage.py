@@ -7,13 +7,15 @@ request is struck (faults). Outcomes are marked `fault:<kind>`, except where the
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 
 from . import wire
 from .api.errors import ApiError
 from .dialect import error_frames, filler, is_terminal
 from .exchange import SSE, Exchange
-from .faults import Fault, Faults
+from .faults import SLEEP_PATHS, Fault, Faults
 from .garbage import garbage
 
 _HTML = b"<html><body>Bad Gateway</body></html>"
@@ -45,6 +47,9 @@ class Sabotage:
             exchange.write(data)
             exchange.keep_alive = exchange.keep_alive and not close
             self._mark(exchange)
+            return True
+        elif kind in SLEEP_PATHS:
+            await self._asleep(exchange, p["how"])
             return True
         return False
 
@@ -136,6 +141,19 @@ class Sabotage:
             await exchange.reply(status, _HTML, b"text/html", extra)
         else:
             await exchange.json(status, error, extra)
+
+    async def _asleep(self, exchange: Exchange, how: str) -> None:
+        """vLLM answers 500 when its engine fails at it, 200 when it only logs that it did nothing, or ends."""
+        if how == "hangs":
+            await self._wait(self._p["seconds"])
+        elif how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "lies":
+            await exchange.json(200, {})
+        else:
+            message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+            await exchange.json(500, ApiError(500, message).openai())
+        self._mark(exchange)
 
     async def _flood(self, exchange: Exchange, status: int, content_type: bytes) -> None:
         start, end = b'{"padding":"', b'"}'

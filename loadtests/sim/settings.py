@@ -31,7 +31,12 @@ class Settings:
     """vLLM's --enable-request-id-headers: echo `X-Request-Id` on responses."""
 
     startup_s: float = 0.0
+    dev_mode: bool = True
+    """vLLM's VLLM_SERVER_DEV_MODE=1: the routes of sleep mode are there."""
     wake_s: float = 0.0
+    """Weights back from main memory, after sleep level 1."""
+    reload_s: float = 0.0
+    """Weights loaded anew, after sleep level 2."""
     keep_alive_s: float = 5.0
     """uvicorn's timeout_keep_alive as vLLM runs it."""
     max_body_bytes: int = 256 * MIB

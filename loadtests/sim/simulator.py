@@ -21,6 +21,7 @@ from .faults import Faults
 from .model.engine import Engine, TimeModel
 from .model.metrics import Metrics
 from .model.runner import Runner
+from .model.sleep import SleepMode
 from .sabotage import Sabotage
 from .settings import Settings
 from .stats import Stats
@@ -51,7 +52,9 @@ class Simulator:
         )
         engine = Engine(model)
         metrics = Metrics(engine, settings.models[0])
-        self.context = Context(settings, Runner(engine, metrics, loop), metrics, self.stats)
+        sleeping = SleepMode()
+        runner = Runner(engine, metrics, loop, lambda: sleeping.dropped)
+        self.context = Context(settings, runner, metrics, self.stats, sleeping)
         self._loop = loop
         self._control = Control(self.context, self.faults, refuse)
         self._tasks: set[asyncio.Task[None]] = set()

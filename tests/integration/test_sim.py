@@ -344,18 +344,6 @@ def test_an_api_key_guards_v1_alone_and_answers_as_vllm_does():
                 client.chat.completions.create(model="unknown", messages=MESSAGES)
 
 
-def test_sleep_holds_requests_and_level_two_loses_the_weights_until_they_are_reloaded():
-    with running() as url, httpx.Client(base_url=url, timeout=30) as http:
-        asked = {"prompt": "x"}
-        said = http.post("/v1/completions", json=asked).json()["choices"][0]["text"]
-        assert http.post("/sleep", params={"level": "2"}).status_code == 200
-        assert http.get("/is_sleeping").json() == {"is_sleeping": True}
-        assert http.post("/wake_up").status_code == 200
-        assert set(http.post("/v1/completions", json=asked).json()["choices"][0]["text"]) == {"!"}
-        http.post("/collective_rpc", json={"method": "reload_weights"})
-        assert http.post("/v1/completions", json=asked).json()["choices"][0]["text"] == said
-
-
 def test_nothing_listens_before_the_model_is_loaded():
     port = free_port()
     argv = [sys.executable, "-m", "penstock.loadtests.sim.main", "--port", str(port), "--startup-s", "1"]

@@ -73,9 +73,7 @@ def understand(context: Context, body: dict[str, Any]) -> Chat:
         elif wanted is not None:
             choices.append(structured(seed, limit, wanted))
         else:
-            choices.append(
-                prose(seed, limit, reasoning=context.settings.reasoning, gibberish=context.gibberish)
-            )
+            choices.append(prose(seed, limit, reasoning=context.settings.reasoning))
     logprobs = fields.integer(body, "top_logprobs", 0, 0, 20) if fields.flag(body, "logprobs") else None
     ident = text.ident("chatcmpl-", text.seed_of(body, "chat"))
     return Chat(
@@ -99,7 +97,7 @@ def decide(
         return calling(seed, limit, functions)
     if wanted is not None:
         return structured(seed, limit, wanted)
-    return prose(seed, limit, reasoning=context.settings.reasoning, gibberish=context.gibberish)
+    return prose(seed, limit, reasoning=context.settings.reasoning)
 
 
 def render(messages: list[Any]) -> bytes:

@@ -65,7 +65,7 @@ def understand(context: Context, body: dict[str, Any]) -> Completion:
     options = fields.optional(body, "stream_options", dict) or {}
     # what is said to a prompt depends on that prompt alone, as it does at temperature 0
     choices = [
-        prose(text.seed_of(body | {"prompt": prompt}, f"cmpl {index}"), limit, gibberish=context.gibberish)
+        prose(text.seed_of(body | {"prompt": prompt}, f"cmpl {index}"), limit)
         for prompt in _each(body["prompt"])
         for index in range(n)
     ]

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..model.metrics import Metrics
 from ..model.runner import Runner
+from ..model.sleep import SleepMode
 from ..settings import Settings
 from ..stats import Stats
 from . import body as fields
@@ -22,13 +23,16 @@ class Context:
     runner: Runner
     metrics: Metrics
     stats: Stats
-    asleep: bool = False
-    gibberish: bool = False
-    """Weights were dropped by level-2 sleep and not reloaded: the server answers, in exclamation marks."""
+    sleeping: SleepMode
     load: int = 0
     """Requests in flight on inference endpoints, what /load answers."""
     stored: dict[str, dict[str, Any]] = field(default_factory=dict)
     background: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+
+    @property
+    def asleep(self) -> bool:
+        """Whether the server sleeps, at any level."""
+        return self.sleeping.asleep
 
     def model(self, body: dict[str, Any]) -> str:
         """The model to answer for; 404 for an unknown one unless any name is served."""

@@ -55,16 +55,27 @@ class Choice:
     fixed: list[Unit] | None = None
 
     def units(self) -> Iterator[Unit]:
-        """`goal` units, always the same ones."""
+        """`goal` units, always the same ones; which ones is decided when the first is taken."""
         if self.fixed is None and self.goal <= _KEPT:
             self.fixed = [Unit("content", word) for word in islice(text.words(self.seed), self.goal)]
         if self.fixed is not None:
-            return iter(self.fixed[: self.goal])
-        return (Unit("content", word) for word in islice(text.words(self.seed), self.goal))
+            yield from self.fixed[: self.goal]
+        else:
+            yield from (Unit("content", word) for word in islice(text.words(self.seed), self.goal))
 
     def job(self, prompt: bytes) -> Job:
         """What the engine is asked for."""
-        return Job(prompt, self.goal, "length" if self.reason == "length" else "stop")
+        return Job(
+            prompt, self.goal, "length" if self.reason == "length" else "stop", self._aborted, self._garbled
+        )
+
+    def _garbled(self) -> None:
+        self.fixed = [Unit("content", "!")] * min(self.goal, _LONGEST)
+        self.calls = []
+
+    def _aborted(self, tokens: int) -> None:
+        self.goal = min(self.goal, tokens)
+        self.reason = "abort"
 
     def joined(self, kind: str) -> str:
         """All the text of one kind."""
@@ -118,11 +129,8 @@ def limits(body: dict[str, Any], prompt_tokens: int, max_model_len: int, *names:
     )
 
 
-def prose(seed: int, limit: Limits, *, reasoning: bool = False, gibberish: bool = False) -> Choice:
+def prose(seed: int, limit: Limits, *, reasoning: bool = False) -> Choice:
     """A plain answer: words until its natural end, the limit, or a stop string."""
-    if gibberish:
-        goal = limit.max_tokens or 32
-        return Choice(seed, goal, "length", fixed=[Unit("content", "!")] * min(goal, _STOP_SCAN))
     natural = min(max(text.natural_length(seed), limit.min_tokens), _LONGEST)
     if limit.ignore_eos:
         natural = min(limit.max_tokens or natural, _LONGEST)

@@ -87,7 +87,7 @@ def _plain(asked: Message) -> dict[str, Any]:
         "role": "assistant",
         "content": content,
         "model": asked.model,
-        "stop_reason": _STOP_REASONS[choice.reason],
+        "stop_reason": _STOP_REASONS.get(choice.reason),
         "usage": {"input_tokens": asked.prompt_tokens, "output_tokens": choice.goal},
     }
 
@@ -122,7 +122,7 @@ async def _events(asked: Message, ticket: Ticket) -> AsyncIterator[bytes]:
                 yield _event("content_block_delta", {"index": index, "delta": _delta(unit)})
     if block is not None:
         yield _event("content_block_stop", {"index": index})
-    delta = {"stop_reason": _STOP_REASONS[choice.reason], "stop_sequence": None}
+    delta = {"stop_reason": _STOP_REASONS.get(choice.reason), "stop_sequence": None}
     spent = {"input_tokens": asked.prompt_tokens, "output_tokens": choice.goal}
     yield _event("message_delta", {"delta": delta, "usage": spent})
     yield _event("message_stop", {})

@@ -93,6 +93,7 @@ class Engine:
         self.prefix = PrefixCache(min(model.kv_blocks, 65_536))
         self.totals = Totals()
         self.paused = False
+        self.closed = False
 
     @property
     def running(self) -> int:
@@ -135,9 +136,13 @@ class Engine:
         """No further step begins (sleep); the step under way ends."""
         self.paused = True
 
+    def close(self) -> None:
+        """Nobody is admitted any more (sleep's `wait`); what runs goes on."""
+        self.closed = True
+
     def resume(self, now_s: float) -> None:
-        """Goes on after `pause`."""
-        self.paused = False
+        """Goes on after `pause` and `close`."""
+        self.paused = self.closed = False
         if self._step is None:
             self._begin(now_s)
 
@@ -239,7 +244,7 @@ class Engine:
         self.totals.preemptions += 1
 
     def _admit(self, at_s: float) -> None:
-        while self._waiting and len(self._running) < self._model.max_seqs:
+        while self._waiting and not self.closed and len(self._running) < self._model.max_seqs:
             sequence = self._waiting[0]
             need = self._blocks_for(sequence)
             if need > self._free_blocks and self._running:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from .engine import Engine, Progress, Sequence
@@ -21,6 +21,10 @@ class Job(NamedTuple):
     prompt: bytes
     goal: int = 0
     reason: str = "stop"
+    cut: Callable[[int], None] | None = None
+    """Told after how many tokens the answer ends when the engine aborts it."""
+    garble: Callable[[], None] | None = None
+    """Called at its first token where the server has no weights: the answer is exclamation marks then."""
 
 
 class Ready(NamedTuple):
@@ -89,11 +93,21 @@ class Ticket:
 class Runner:
     """Feeds the engine the loop's time and hands its progress to the tickets."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        loop: asyncio.AbstractEventLoop,
+        weightless: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.engine = engine
         self.loop = loop
         self._metrics = metrics
         self._owners: dict[Sequence, tuple[Ticket, int]] = {}
+        self._weightless = weightless
+        self._jobs: dict[Sequence, Job] = {}
+        self._silent: set[Sequence] = set()
+        self._drained: asyncio.Future[None] | None = None
         # with its time beside it: uvloop gives a handle without `when` for what is due now
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
@@ -102,10 +116,13 @@ class Runner:
         """Submits one sequence per job; the ticket's choices are numbered in their order."""
         hashes: dict[bytes, tuple[bytes, ...]] = {}
         sequences = []
-        for prompt, goal, reason in jobs:
+        for job in jobs:
+            prompt = job.prompt
             if prompt not in hashes:
                 hashes[prompt] = block_hashes(prompt)
-            sequences.append(Sequence(max(count(prompt), 1), goal, hashes[prompt], reason))
+            sequences.append(Sequence(max(count(prompt), 1), job.goal, hashes[prompt], job.reason))
+            self._jobs[sequences[-1]] = job
+            self._silent.add(sequences[-1])
         ticket = Ticket(self, sequences)
         now = self.loop.time()
         self._deliver(self.engine.advance(now))
@@ -121,10 +138,35 @@ class Runner:
         self._deliver(self.engine.advance(self.loop.time()))
         for sequence in ticket.sequences:
             self._owners.pop(sequence, None)
+            self._jobs.pop(sequence, None)
+            self._silent.discard(sequence)
             if not sequence.done:
                 self.engine.cancel(sequence)
                 self._metrics.finished("abort", sequence, self.loop.time())
+        self._note_drained()
         self._arm()
+
+    def abort(self) -> None:
+        """Ends every sequence where it is, with one more token that says so (sleep's `abort`)."""
+        now = self.loop.time()
+        self._deliver(self.engine.advance(now))
+        for sequence, (ticket, index) in list(self._owners.items()):
+            self.engine.cancel(sequence)
+            self._metrics.finished("abort", sequence, now)
+            self._silent.discard(sequence)
+            job = self._jobs.pop(sequence)
+            if job.cut is not None:
+                job.cut(sequence.made + 1)
+            ticket.put(Ready(index, min(sequence.goal, 1), True))
+        self._owners.clear()
+        self._arm()
+
+    async def drained(self) -> None:
+        """Admits nobody any more, and waits until what runs is over (sleep's `wait`)."""
+        self.engine.close()
+        if self.engine.running:
+            self._drained = self._drained or self.loop.create_future()
+            await asyncio.shield(self._drained)
 
     def pause(self) -> None:
         """Holds every sequence where it is (sleep)."""
@@ -157,7 +199,20 @@ class Runner:
             if owner is None:
                 continue
             self._metrics.progressed(progress)
+            if progress.sequence in self._silent:
+                self._silent.discard(progress.sequence)
+                garble = self._jobs[progress.sequence].garble
+                if garble is not None and self._weightless():
+                    garble()
             if progress.finished:
                 del self._owners[progress.sequence]
+                del self._jobs[progress.sequence]
             ticket, index = owner
             ticket.put(Ready(index, progress.tokens, progress.finished))
+        self._note_drained()
+
+    def _note_drained(self) -> None:
+        if self._drained is not None and not self.engine.running:
+            drained, self._drained = self._drained, None
+            if not drained.done():
+                drained.set_result(None)
