@@ -517,6 +517,11 @@ def test_while_another_node_drains_the_pool_requests_are_held_and_nothing_is_don
     assert pool.shows is PoolPhase.DRAINING
     pool.tick(61, NOT_OWNER, waiting=1)
     assert pool.tell(Room()) == [Start(0)]
+    pool = Pool(sleep_after_s=10.0).up()
+    assert pool.until(60, Others(draining=True)) == []
+    assert pool.tell(StopAsked()) == []
+    assert pool.until(61, NOT_OWNER) == []
+    assert pool.shows is PoolPhase.READY
 
 
 def test_a_restart_after_a_wake_that_failed_waits_for_the_right_to_stop():
@@ -678,6 +683,38 @@ def test_what_goes_wrong_for_ten_minutes_is_not_tried_without_end(outcome, most)
             for event in outcome:
                 pool.tell(event)
     assert 10 < starts <= most
+
+
+def test_nothing_is_started_while_a_pool_with_a_member_to_spare_drains_or_has_failed():
+    pool = Pool(max=2).up()
+    pool.tell(StopAsked(), 1)
+    pool.tick(waiting=1)
+    assert pool.machine.wants_room == 0
+    pool = Pool(max=2)
+    pool.demand(1)
+    pool.tell(StartFailed(0, "x"))
+    pool.tick(1.5, waiting=1)
+    assert pool.machine.wants_room == 0
+    pool.tick(2, waiting=1)
+    assert pool.machine.wants_room == 1
+
+
+def test_an_operator_who_wakes_a_sleeping_pool_has_it_wait_for_room_as_long_as_that_takes():
+    pool = Pool(sleep_after_s=10.0).up()
+    pool.until(10.2)
+    pool.tell(Slept(0))
+    pool.tell(WakeAsked())
+    assert pool.until(100) == []
+    assert pool.tell(Room()) == [Wake(0, 1)]
+
+
+def test_what_another_node_has_just_put_to_sleep_is_not_stopped_before_requests_had_time_to_see_it():
+    pool = Pool().up()
+    pool.tick(1)
+    pool.tell(Slept(0))
+    assert pool.tell(Evict()) == []
+    assert pool.shows is PoolPhase.DRAINING
+    assert pool.until(1.2) == [Stop(0)]
 
 
 ABOUT = [
@@ -861,6 +898,16 @@ def test_a_smaller_max_drains_the_members_beyond_it_and_starts_one_within_if_nee
     assert pool.until(4, running=1, inflight=(1, 0, 0)) == [Stop(2)]
     pool.tell(Stopped(2))
     assert pool.members == [READY]
+
+
+def test_a_member_that_sleeps_beyond_a_smaller_max_ends_as_soon_as_it_may():
+    pool = Pool(max=2, sleep_after_s=10.0).up(0, 1)
+    pool.until(10.2)
+    pool.tell(Slept(0))
+    pool.tell(Slept(1))
+    pool.tick(11, NOT_OWNER)
+    assert pool.machine.swap(Terms(sleep_after_s=10.0), 11) == []
+    assert pool.tick(12) == [Stop(1)]
 
 
 def test_a_larger_min_and_max_start_more_and_other_times_hold_at_once():

@@ -47,8 +47,8 @@ TERMS = st.builds(
     Terms,
     min=st.sampled_from([0, 0, 0, 1]),
     max=st.integers(1, MOST),
-    target=st.integers(1, 3),
-    idle_timeout_s=st.sampled_from([0.5, 5.0, 30.0]),
+    target=st.integers(1, 4),
+    idle_timeout_s=st.sampled_from([0.5, 2.0, 30.0]),
     sleep_after_s=st.sampled_from([None, 0.3, 3.0, 40.0]),
     sleep_level=st.sampled_from([1, 2]),
     ordered=st.booleans(),
@@ -189,9 +189,32 @@ class World:
 
 
 class Play(RuleBasedStateMachine):
-    @initialize(terms=TERMS)
-    def begin(self, terms):
-        self.world = World(terms)
+    @initialize(terms=TERMS, up=st.integers(0, MOST))
+    def begin(self, terms, up):
+        world = self.world = World(terms)
+        for i in range(min(up, terms.max)):
+            world.servers[i] = UP
+            world.tell(Started(i))
+        world.tick(0.0)
+
+    @rule(
+        passed=st.sampled_from([0.02, 0.02, 0.05, 0.2, 1.0, 6.0]),
+        steps=st.integers(1, 12),
+        come=st.sampled_from([0, 0, 1, 3]),
+        finish=st.booleans(),
+    )
+    def life_goes_on(self, passed, steps, come, finish):
+        world = self.world
+        world.requests += [Request() for _ in range(come)]
+        for _ in range(steps):
+            world.release(MOST)
+            for r in [r for r in world.requests if r.landed and finish]:
+                world.finish(r)
+            world.tick(passed)
+            if world.machine.wants_room:
+                world.tell(Room())
+            for i in sorted(world.pending):
+                world.end(i, True)
 
     @rule(count=st.sampled_from([1, 1, 1, 2, 7]))
     def requests_come(self, count):
@@ -217,11 +240,6 @@ class Play(RuleBasedStateMachine):
     @rule(passed=st.sampled_from([0.0, 0.02, 0.02, 0.02, 0.2, 1.0, 9.0, 1000.0]))
     def time_passes(self, passed):
         self.world.tick(passed)
-
-    @rule(steps=st.integers(1, 12))
-    def time_passes_as_it_does(self, steps):
-        for _ in range(steps):
-            self.world.tick(0.02)
 
     @rule(steps=st.integers(1, 4))
     def time_passes_to_where_it_matters(self, steps):

@@ -284,7 +284,7 @@ class Machine:
         quiet = self._may_stop and not self._others.busy
         if quiet and not changing and len(ready) > max(terms.min, 1) and self._pace.too_little(terms, now):
             within[self._emptiest(ready)].drain(now, alone=True)
-        if quiet and self._others.drained:
+        if quiet and self._others.drained and self._missing() <= 0:
             self._end_sleepers(now)
         for i, m in enumerate(self._members):
             if m.settling is not None:
