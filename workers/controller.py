@@ -43,7 +43,9 @@ from .invalidation import Invalidation
 from .keys.sync import KeysSync
 from .limits_sync import LimitsSync
 from .pools.ground import Ground
+from .pools.leases import shared_of
 from .pools.runner import PoolsRunner
+from .pools_admin import PoolsAdmin
 from .probes import Prober
 from .question import Question
 from .source import Source
@@ -132,7 +134,15 @@ class Controller:
             time.monotonic_ns,
             lambda: [read_slot(segment, slot) for slot in range(segment.geometry.slots)],
         )
-        self._pools = PoolsRunner(ground, os.urandom(8).hex(), time.time_ns)
+        together = shared_of(
+            published.config.pools,
+            mine.environ,
+            mine.node.hex(),
+            clock=time.monotonic,
+            random=os.urandom,
+        )
+        self._pools = PoolsRunner(ground, os.urandom(8).hex(), time.time_ns, shared=together)
+        self._pools_admin = PoolsAdmin(self._pools, lambda: self._published)
 
     async def run(self) -> None:
         """Until SIGTERM."""
@@ -186,6 +196,10 @@ class Controller:
             admin.BACKENDS: {"GET": self._backends.told},
             admin.BACKENDS_DRAIN: {"POST": self._backends.drain},
             admin.BACKENDS_UNDRAIN: {"POST": self._backends.undrain},
+            admin.POOLS: {"GET": self._pools_admin.told},
+            admin.POOLS_WAKE: {"POST": self._pools_admin.wake},
+            admin.POOLS_STOP: {"POST": self._pools_admin.stop},
+            admin.POOLS_SWITCH: {"POST": self._pools_admin.switch},
         }
 
     async def _alive(self, _: Question) -> Answer:
