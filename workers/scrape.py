@@ -63,11 +63,24 @@ POOL_DEATHS = Family(
     "counter",
     ("model",),
 )
+POOL_SWITCHES = Family(
+    "penstock_pool_switches_total",
+    "Starts and wakes of a pool for which another had to make room.",
+    "counter",
+    ("model",),
+)
+POOL_EVICTIONS = Family(
+    "penstock_pool_evictions_total",
+    "Times that a pool made room for another: it was idle, or its turn was over.",
+    "counter",
+    ("model", "cause"),
+)
 CONTROL_FAMILIES = {
     family.name: family
     for family in (
         *(RELOADS, PROBES, SWEPT),
         *(POOL_STARTS, POOL_START_SECONDS, POOL_STOPS, POOL_SLEEPS, POOL_DEATHS),
+        *(POOL_SWITCHES, POOL_EVICTIONS),
     )
 }
 

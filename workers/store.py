@@ -188,6 +188,7 @@ def changed(old: object, new: object, prefix: str = "") -> list[str]:
 RESTART = (
     *("listen.host", "listen.port", "listen.uds", "admin", "workers.count", "workers.cores"),
     *("cache.l1.size", "cache.l1.max_entry", "cache.l1.keep", "cache.l2", "keys", "pools.state"),
+    *("pools.lease", "pools.redis"),
 )
 """Keys that only a new start applies."""
 ROLL = ("listen.http", "listen.tls", "listen.max_connections", "listen.read_timeout_s", "listen.keep_alive_s")

@@ -251,6 +251,8 @@ class _Check:
 
     def _keys(self, config: Config) -> None:
         keys = config.keys
+        if config.pools.redis is not None:
+            self._redis("$.pools.redis", config.pools.redis)
         if config.limits.redis is not None:
             self._redis("$.limits.redis", config.limits.redis)
             if keys is None:

@@ -24,12 +24,28 @@ def pool_faults(config: Config, environ: Mapping[str, str]) -> Iterator[Fault]:
             yield from _of_one(f"$.models.{name}", model, environ)
             if isinstance(model.pool, KubernetesPool):
                 yield from _of_kubernetes(f"$.models.{name}.pool", model.pool)
+    yield from _of_lease(config)
     if (
-        any(isinstance(model.pool, KubernetesPool) for model in config.models.values())
+        (
+            any(isinstance(model.pool, KubernetesPool) for model in config.models.values())
+            or config.pools.lease == "kubernetes"
+        )
         and config.pools.kubernetes.server is None
         and not environ.get("KUBERNETES_SERVICE_HOST")
     ):
         yield "$.pools.kubernetes.server", "is missing, and this is no Pod", "say where the Kubernetes API is"
+
+
+def _of_lease(config: Config) -> Iterator[Fault]:
+    pools = config.pools
+    if pools.redis is not None and pools.lease != "redis":
+        yield "$.pools.redis", "of no use without `lease: redis`", "give `pools.lease`, or remove it"
+    if pools.lease is None:
+        return
+    if pools.lease == "redis" and pools.redis is None:
+        yield "$.pools.lease", "`redis` needs `pools.redis`", "say where the Redis is"
+    if not any(isinstance(m.pool, KubernetesPool | WebhookPool) for m in config.models.values()):
+        yield "$.pools.lease", "no pool here can be shared by nodes", "remove it"
 
 
 def _of_one(path: str, model: Model, environ: Mapping[str, str]) -> Iterator[Fault]:

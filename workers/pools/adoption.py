@@ -65,7 +65,7 @@ class Adoption:
                 if row is None or row.phase != PoolPhase.READY:
                     begin()
                 await asyncio.sleep(AGAIN_S)
-        found = await asyncio.gather(*(self._look(member, one) for member, one in sorted(running.items())))
+        found = await asyncio.gather(*(self.state(member, one) for member, one in sorted(running.items())))
         settled = set()
         for (member, one), state in zip(sorted(running.items()), found, strict=True):
             log.info("pool_adopts pool=%s member=%d state=%s url=%s", self._hand.name, member, state, one.url)
@@ -88,7 +88,7 @@ class Adoption:
             left_s = (row.not_before_ns - self._ground.clock_ns()) / 1e9
             await asyncio.sleep(min(max(left_s, 0.0), 60.0))
 
-    async def _look(self, member: int, running: Running) -> str:
+    async def state(self, member: int, running: Running) -> str:
         """What a member that runs is doing: ready, asleep, or starting."""
         health, environ = self._ground.published().config.health, self._ground.environ
         key = environ.get(self._pool.api_key_env or "")

@@ -236,6 +236,8 @@ class Hand:
         self._say(member, Died(member, reason))
 
     async def _clear_away(self, member: int, order: Order) -> None:
+        if not await self._ownership.confirm(self.name, order):
+            return  # other nodes may be using it
         try:
             await self.provider.ensure_stopped(member, order, KILL_S)
         except Exception as fault:

@@ -129,7 +129,7 @@ class House:
     ) -> None:
         """Have them leave, and keep the room for this one."""
         for other in victims:
-            made.append(Evict(other, turn=bool(views[other].waiting or views[other].running)))
+            made.append(Evict(other, bool(views[other].waiting or views[other].running), name))
             told.add(other)
             self._cleared.add(name)
             floor.leaves(other)

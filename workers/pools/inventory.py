@@ -8,7 +8,7 @@ then, and stays that until none is there again. Without NVML it is nothing. No G
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from ...gateway.config.pool import Gpu
@@ -57,8 +57,9 @@ class Inventory:
         """Bytes that other programs took of one when no server of ours was there; None when it never was seen so."""
         return self._foreign.get(index)
 
-    async def look(self, ours: Collection[int] = ()) -> bool:
-        """Look at what is used now; whether NVML says. ours: the GPUs with servers of ours on them."""
+    async def look(self, ours: Callable[[], Collection[int]] = tuple) -> bool:
+        """Look at what is used now; whether NVML says. ours: says on which GPUs there are servers of ours."""
+        before = set(ours())
         try:
             found = await self._nvml.memory()
         except Unavailable as fault:
@@ -66,8 +67,9 @@ class Inventory:
             return False  # what it said last goes on counting: a driver that hangs gives back no memory
         self._tell("", len(self._configured) or len(found))
         self._seen = {one.index: one for one in found}
+        there = before.union(ours())  # one that came meanwhile may be in the figures already
         for one in found:
-            if one.index not in ours:
+            if one.index not in there:
                 self._foreign[one.index] = one.used_bytes
         return True
 

@@ -26,8 +26,23 @@ from .ownership import Ownership
 from .providers.base import Provider, ProviderFault
 from .servers import Server, Servers
 from .showing import Showing
+from .together import Together
 from .watch import Watch
-from .words import Effect, Event, Load, MemberPhase, Room, Start, StartFailed, StopAsked, Tick, Wake
+from .words import (
+    Died,
+    Effect,
+    Event,
+    Load,
+    MemberPhase,
+    Others,
+    Room,
+    Start,
+    StartFailed,
+    StopAsked,
+    Tick,
+    Wake,
+    WakeFailed,
+)
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +88,9 @@ class Keeper:
         self._replacing: asyncio.Task[None] | None = None
         self._asked: list[Event] = []
         adoption = Adoption(self.hand, self.pool, ground, self._urls, self.stale.add)
+        self._together = Together(
+            name, self.hand, adoption, ownership, self.step, lambda: self.machine.members
+        )
         index = self.index
         row = self._showing.read(index) if index is not None else None
         self._adopting = asyncio.ensure_future(adoption.run(row, self._begin))
@@ -95,14 +113,15 @@ class Keeper:
         if self._servers.generation != self._ground.published().generation:
             self._servers = Servers(self.name, self._ground.published(), len(self.machine.members))
         self.load = self._look(index, now)
-        self._ownership.tell(self.name, self.load, self.machine.phase, self.machine.members, now)
+        shown = self._together.shown(self.machine.members)
+        self._ownership.tell(self.name, self.load, self.machine.phase, shown, now)
         if self.stale and not self.load.busy and self.machine.phase in (PoolPhase.READY, PoolPhase.ASLEEP):
             self.stale.clear()
             log.info(
                 "pool_restarts pool=%s: its servers were started as it is no longer configured", self.name
             )
             self.step(StopAsked())
-        self.step(Tick(self.load, self._ownership.others(self.name)))
+        self.step(Tick(self.load, self._together.tick(now)))
 
     def step(self, event: Event, gpus: tuple[int, ...] = ()) -> list[Effect]:
         """One event of the machine's. gpus: of Room, the devices that were granted."""
@@ -110,6 +129,8 @@ class Keeper:
             return []
         before = self.machine.members
         effects = self.machine.step(event, self._ground.now())
+        if isinstance(event, Died):
+            log.warning("pool_server_died pool=%s member=%d: %s", self.name, event.member, event.reason)
         self._counts.event(event, before, self.machine.members, self._ground.now())
         self._show()
         for effect in effects:
@@ -118,6 +139,11 @@ class Keeper:
 
     def _told(self, event: Event) -> None:
         self.step(event)
+
+    @property
+    def others(self) -> Others:
+        """What other nodes say of it."""
+        return self._ownership.others(self.name)
 
     def ask(self, event: Event) -> None:
         """An operator's word; kept until it is known what runs."""
@@ -128,9 +154,9 @@ class Keeper:
 
     def refuse(self, reason: str) -> None:
         """It can have no room, as things are: its start fails."""
-        effects = self.machine.step(Room(), self._ground.now())
-        for effect in effects:
-            self.step(StartFailed(effect.member, reason))
+        for effect in self.machine.step(Room(), self._ground.now()):
+            failed = WakeFailed if isinstance(effect, Wake) else StartFailed
+            self.step(failed(effect.member, reason))
 
     def _look(self, index: int, now: float) -> Load:
         tally = self._ground.tally
@@ -166,16 +192,17 @@ class Keeper:
             return
         if len(machine.members) > self._servers.members:
             self._servers = Servers(self.name, self._ground.published(), len(machine.members))
+        members = self._together.shown(machine.members)
         row = PoolRow(
             phase=machine.phase,
             failures=machine.failures,
             not_before_ns=_ns(machine.not_before),
             since_ns=_ns(machine.since),
-            ready=machine.members.count(MemberPhase.READY),
+            ready=members.count(MemberPhase.READY),
             ready_since_ns=_ns(machine.ready_since),
             reason=machine.reason,
         )
-        self._showing.show(index, self._servers, machine.members, self.silent, row)
+        self._showing.show(index, self._servers, members, self.silent, row)
         if machine.phase is not self._shown_phase:
             self._say(self._shown_phase, machine.phase, row)
             self._shown_phase = machine.phase
@@ -271,6 +298,7 @@ class Keeper:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        await self._together.close()
         await self.hand.let_go()
         await self.watch.close()
         await self.provider.close()

@@ -42,9 +42,12 @@ def _library() -> Any:
 class Nvml:
     """NVML, opened at the first question. `library` gives the module pynvml. Needs a running loop."""
 
-    def __init__(self, library: Callable[[], Any] = _library, *, timeout_s: float = 2.0) -> None:
+    def __init__(
+        self, library: Callable[[], Any] = _library, *, timeout_s: float = 2.0, open_timeout_s: float = 15.0
+    ) -> None:
         self._import = library
         self._timeout_s = timeout_s
+        self._open_timeout_s = open_timeout_s
         self._module: Any = None
         self._asking = False
 
@@ -60,6 +63,7 @@ class Nvml:
         """Have a thread ask, and wait for it no longer than the bound."""
         if self._asking:
             raise Unavailable("NVML still has not answered the question before")
+        opened = self._module is not None
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
 
@@ -86,10 +90,11 @@ class Nvml:
         except RuntimeError as fault:
             self._asking = False
             raise Unavailable(str(fault)) from None
+        timeout_s = self._timeout_s if opened else self._open_timeout_s  # a driver may have to wake its GPUs
         try:
-            return await asyncio.wait_for(answer, self._timeout_s)
+            return await asyncio.wait_for(answer, timeout_s)
         except TimeoutError:
-            raise Unavailable(f"NVML did not answer within {self._timeout_s:g} s") from None
+            raise Unavailable(f"NVML did not answer within {timeout_s:g} s") from None
 
     # ---- in the thread
 

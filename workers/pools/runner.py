@@ -19,14 +19,19 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from ...cache.pool_table import PoolPhase
 from ...cache.slots import SlotInfo
 from ...gateway.config import Model, Published
+from ...gateway.config.pool import ProcessPool
 from .. import store
 from . import state
 from .ground import Ground
 from .keeper import SETTLED_NS, Keeper
+from .nvml import Nvml
 from .ownership import Alone, Ownership
+from .processes.leftover import end_unwanted
 from .providers.base import Provider
 from .providers.make import Site, provider_of
-from .words import MemberPhase, Room, StopAsked, WakeAsked
+from .rooms import Rooms
+from .shared import Shared, is_shared
+from .words import MemberPhase, StopAsked, WakeAsked
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +40,9 @@ RETIRE_S = 0.05
 
 
 class PoolsRunner:
-    """Needs a running loop. make: the provider of a model's pool; ownership: whose a model's pool is."""
+    """Needs a running loop. make: the provider of a model's pool. shared: the ownership of pools that other nodes have
+    too, None where there are none. nvml: how GPUs are asked.
+    """
 
     def __init__(
         self,
@@ -43,19 +50,33 @@ class PoolsRunner:
         token: str,
         wall_ns: Callable[[], int],
         make: Callable[[Site], Provider] = provider_of,
+        shared: Shared | None = None,
+        nvml: Nvml | None = None,
     ) -> None:
         self._ground = ground
         self._make = make
         self._alone = Alone(token, wall_ns)
+        self._shared = shared
+        self._rooms = Rooms(ground, nvml)
         self._models: dict[str, Model] = {}
         self._keepers: dict[str, Keeper] = {}
         self._retired: dict[tuple[str, str], tuple[Keeper, asyncio.Task[None]]] = {}
         self._changed = asyncio.Event()
         self._coming: asyncio.Task[None] | None = None
+        self._unwanted: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Keep the pools until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            if self._shared is not None:
+                group.create_task(self._shared.run())
+            group.create_task(self._rooms.run())
+            group.create_task(self._ticking())
+
+    async def _ticking(self) -> None:
         loop = asyncio.get_running_loop()
+        wanted = {name for name, model in self._models.items() if isinstance(model.pool, ProcessPool)}
+        self._unwanted = asyncio.ensure_future(end_unwanted(self._ground.state, wanted))
         while True:
             if not self._keepers:
                 self._changed.clear()
@@ -64,13 +85,8 @@ class PoolsRunner:
             now = self._ground.now()
             for keeper in list(self._keepers.values()):
                 keeper.tick(now)
-            self._give_room()
+            self._rooms.tick(now, self._keepers, [keeper for keeper, _ in self._retired.values()])
             await asyncio.sleep(max(0.001, TICK_S - (loop.time() - began)))
-
-    def _give_room(self) -> None:
-        for keeper in self._keepers.values():
-            while keeper.ticks and keeper.machine.wants_room:
-                keeper.step(Room())
 
     def swap(self, published: Published) -> None:
         """Keep the pools of this generation from now on."""
@@ -78,11 +94,14 @@ class PoolsRunner:
         for name in [*self._keepers]:
             if name not in wanted or type(wanted[name].pool) is not type(self._models[name].pool):
                 self._retire(name)
+        self._rooms.swap(published.told.pools)
         if wanted:
             try:
                 state.make(self._ground.state)
             except OSError as fault:
                 log.error("state_folder_lost folder=%s: %s", self._ground.state, fault)
+        if self._shared is not None:
+            self._shared.keep([name for name, model in wanted.items() if is_shared(model)])
         for name, model in wanted.items():
             keeper = self._keepers.get(name)
             site = self._site(name, model, published)
@@ -100,6 +119,8 @@ class PoolsRunner:
             task.cancel()
         if retired:
             await asyncio.wait([task for _, task in retired])
+        if self._unwanted is not None:
+            self._unwanted.cancel()
         keepers = [*self._keepers.values(), *(keeper for keeper, _ in retired)]
 
         async def leave(keeper: Keeper) -> None:
@@ -112,6 +133,8 @@ class PoolsRunner:
             if isinstance(fault, BaseException):
                 log.error("pool_not_closed pool=%s", keeper.name, exc_info=fault)
         self._keepers, self._retired = {}, {}
+        if self._shared is not None:
+            await self._shared.close()
 
     # ---- coming and going
 
@@ -165,7 +188,7 @@ class PoolsRunner:
         return [one for one in self._ground.workers() if one.alive]
 
     def _ownership(self, model: Model) -> Ownership:
-        return self._alone
+        return self._shared if self._shared is not None and is_shared(model) else self._alone
 
     # ---- told and asked
 
@@ -197,6 +220,14 @@ class PoolsRunner:
                 members.add_metric([name, kind.name.lower()], machine.members.count(kind))
         if self._keepers:
             yield from (phase, members)
+        yield from self._rooms.metrics(self._ground.now())
+        if self._shared is not None:
+            yield from self._shared.metrics()
+
+    @property
+    def rooms(self) -> Rooms:
+        """Who has which GPU, and what is known of GPUs."""
+        return self._rooms
 
     @property
     def keepers(self) -> Mapping[str, Keeper]:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from ...cache.pool_table import PoolPhase
+from ...gateway.config import Model
+from ...gateway.config.pool import KubernetesPool, WebhookPool
 from .agreement import Agreement
 from .lease import LeaseStore, LeaseStoreFault, Told
 from .nodes import Timing
@@ -26,6 +28,12 @@ from .providers.base import Order
 from .words import ALONE, Load, MemberPhase, Others
 
 log = logging.getLogger(__name__)
+
+
+def is_shared(model: Model) -> bool:
+    """Whether other nodes may have a model's pool too: whether it is outside of this machine."""
+    return isinstance(model.pool, KubernetesPool | WebhookPool)
+
 
 _BURST_S = 0.01
 
@@ -140,10 +148,10 @@ class Shared:
         owner = GaugeMetricFamily(
             "penstock_pool_owner",
             "1 where this node may stop the servers of a shared pool, and can prove it.",
-            labels=["pool"],
+            labels=["model"],
         )
         fence = GaugeMetricFamily(
-            "penstock_pool_fence", "The highest fencing number of a shared pool.", labels=["pool"]
+            "penstock_pool_fence", "The highest fencing number of a shared pool.", labels=["model"]
         )
         now = self._clock()
         for pool, agreement in self._pools.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .words import MemberPhase
 
@@ -70,6 +70,10 @@ class View:
         """Whether it is never told to make room."""
         return self.pinned or self.min > 0
 
+    def without_wishes(self) -> View:
+        """The same, as if it wanted no room."""
+        return replace(self, wants_room=0)
+
 
 @dataclass(frozen=True, slots=True)
 class Grant:
@@ -85,11 +89,12 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """The pool is to be told Evict: without work it leaves because another needs the room; with `turn` its time is
-    up."""
+    """The pool is to be told Evict, because another needs the room: one without work, or with `turn` one whose time
+    is up."""
 
     pool: str
     turn: bool = False
+    room_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ class Child:
         self.record = record
         self._state = state
         self._popen = popen
+        self._left: kin.Kin = {}
         self._fd = os.pidfd_open(record.pid)
         loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[str] = loop.create_future()
@@ -90,6 +91,7 @@ class Child:
 
     def _end(self) -> None:
         self.close()
+        self._left = kin.kin_of(self.record, just_ended=True)  # before its number may be given to another
         how = "ended"
         with contextlib.suppress(ChildProcessError):
             pid, status = os.waitpid(self.record.pid, os.WNOHANG)
@@ -117,7 +119,7 @@ class Child:
 
     async def bury(self, family: kin.Kin | None = None, patience_s: float = 0.0) -> None:
         """End what is left of it, and forget it."""
-        family = dict(family or {})
+        family = dict(family or {}) | self._left
         until = time.monotonic() + patience_s
         while True:
             family |= await asyncio.to_thread(kin.kin_of, self.record)

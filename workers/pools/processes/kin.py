@@ -42,8 +42,11 @@ def _is_marked(pid: int, mark: str) -> bool | None:
     return False if b"=" in environ else None
 
 
-def kin_of(record: Record) -> Kin:
-    """All processes that came of a server, and itself, as far as they run."""
+def kin_of(record: Record, *, just_ended: bool = False) -> Kin:
+    """All processes that came of a server, and itself, as far as they run.
+
+    just_ended: its first process has, and this very moment, so that the number of its session is nobody else's yet.
+    """
     session: dict[int, int] = {}
     parents: dict[int, int] = {}
     starts: Kin = {}
@@ -55,7 +58,7 @@ def kin_of(record: Record) -> Kin:
             if fields[0] not in (b"Z", b"X"):
                 pid = int(name)
                 parents[pid], session[pid], starts[pid] = int(fields[1]), int(fields[3]), int(fields[19])
-    own = is_alive(record)
+    own = just_ended or is_alive(record)
     found: set[int] = set()
     for pid in starts:
         if starts[pid] < record.start or pid == os.getpid():

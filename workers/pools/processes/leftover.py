@@ -1,25 +1,28 @@
 """What is left of pools' processes when the gateway has stopped and its controller could not end them.
 
-Strategy: for the supervisor: by their records alone, no loop and no configuration; called again and again until nothing
-is left. Those that are to be kept stay.
+Strategy: for the supervisor, and for processes of models that are no longer configured: by their
+records alone, no loop and no configuration; called again and again until nothing is left. Those to be kept stay.
 """
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from . import kin
-from .child import reap
+from .child import LOOK_S, reap
 from .record import Record, read_all, remove
 
 
 class LeftOver:
-    """The processes on record in a state folder."""
+    """Processes on record in a state folder, as far as `concerns` says so."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, concerns: Callable[[Record], bool] = lambda one: not one.keep) -> None:
         self._state = state
-        self._records = [one for one in read_all(state) if not one.keep]
+        self._records = [one for one in read_all(state) if concerns(one)]
         self._kill_at: dict[int, float] = {}
         self._kin: dict[int, kin.Kin] = {}
 
@@ -41,3 +44,10 @@ class LeftOver:
             kin.send(family, signal.SIGKILL)
         self._kin[record.pid] = family
         return True
+
+
+async def end_unwanted(state: Path, wanted: Collection[str]) -> None:
+    """End the processes of models that are not among those `wanted`: nobody else would."""
+    left = await asyncio.to_thread(LeftOver, state, lambda one: one.model not in wanted)
+    while await asyncio.to_thread(left.end, time.monotonic(), at_once=False):  # noqa: ASYNC110
+        await asyncio.sleep(LOOK_S)

@@ -8,7 +8,7 @@ runs is asked of the system that runs it, so that the next controller, or the ne
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from ....cache.pool_table import PoolPhase
@@ -78,6 +78,10 @@ class Provider(ABC):
 
     async def show(self, phase: PoolPhase, reason: str) -> None:  # noqa: B027
         """What the pool is doing, after each change: for where its users look. Never raises."""
+
+    def pids(self, member: int) -> Collection[int]:
+        """The processes of a member, as far as it can tell; may block for some milliseconds, on any thread."""
+        return ()
 
     @abstractmethod
     async def close(self) -> None:

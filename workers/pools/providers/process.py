@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,10 @@ class ProcessProvider(Provider):
             self._watch(one.member, child)
             found[one.member] = self._running(child.record)
         return found
+
+    def pids(self, member: int) -> Collection[int]:
+        child = self._children.get(member)
+        return kin.kin_of(child.record) if child is not None else ()
 
     async def close(self) -> None:
         for task in [*self._work, *([self._tending] if self._tending else [])]:
