@@ -115,9 +115,12 @@ async def test_a_container_is_made_from_what_is_configured_and_answers_on_the_po
             "RestartPolicy": {"Name": "no"},
         }
         assert "sesame" not in json.dumps(made["Labels"])
+        assert container.process is not None
+        assert container.process.pid in provider.pids(0)
         await provider.ensure_stopped(0, ORDER, 5)
         assert engine.containers == []
         assert container.stops == 1
+        assert provider.pids(0) == ()
         assert container.exit_code == 0  # it was asked, not made to
 
 
@@ -320,6 +323,7 @@ async def test_the_next_controller_takes_over_what_runs_and_hears_of_its_end(eng
     async with provider_at(engine) as after:
         hears = await told(after)
         assert await after.status() == {0: first}
+        assert not first.stale
         assert await after.ensure_ready(0, ORDER, 30) == first
         assert engine.called("POST", "/containers/create") == 1
         engine.kill(only(engine))
@@ -351,7 +355,7 @@ async def test_what_has_ended_or_was_never_started_or_is_of_another_configuratio
         await successor.ensure_ready(0, ORDER, 30)
         assert len(engine.containers) == 2
     async with provider_at(engine, env={"NEW": "1"}) as changed:
-        assert set(await changed.status()) == {0}  # it serves until it is idle
+        assert (await changed.status())[0].stale  # it serves until it is idle
         await changed.ensure_ready(0, ORDER, 30)
         assert second not in engine.containers
         assert second.exit_code == 0

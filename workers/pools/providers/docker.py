@@ -13,7 +13,8 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncIterator, Coroutine, Mapping
+import os
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
 from typing import Any
 
 import msgspec
@@ -56,6 +57,7 @@ class DockerProvider(Provider):
         self._api_key = api_key
         #: of members: who waits for its end, or clears away what a failed start left
         self._watches: dict[int, asyncio.Task[None]] = {}
+        self._pids: dict[int, int] = {}
 
     async def ensure_ready(self, member: int, order: Order, timeout_s: float) -> Running:
         self._unwatch(member)
@@ -75,8 +77,8 @@ class DockerProvider(Provider):
             if not await self._left_nothing(name):
                 self._watches[member] = asyncio.get_running_loop().create_task(self._clear_away(name))
             raise
-        self._watch(member, container.ident)
-        return container.as_running()
+        self._watch(member, container)
+        return self._recipe.running(container)
 
     async def ensure_stopped(self, member: int, order: Order, timeout_s: float) -> None:
         self._unwatch(member)
@@ -97,10 +99,14 @@ class DockerProvider(Provider):
                 continue  # it is replaced when the member is started; until then its log can be read
             container = await self._inspect(ident)
             if container is not None and container.running and self._recipe.is_ours(container.labels):
-                members[member] = container.as_running()
+                members[member] = self._recipe.running(container)
                 if member not in self._watches:
-                    self._watch(member, ident)
+                    self._watch(member, container)
         return members
+
+    def pids(self, member: int) -> Collection[int]:
+        first = self._pids.get(member, 0)
+        return _descendants(first) if first else ()
 
     async def close(self) -> None:
         for member in list(self._watches):
@@ -201,10 +207,14 @@ class DockerProvider(Provider):
 
     # ---- a container has ended
 
-    def _watch(self, member: int, ident: str) -> None:
-        self._watches[member] = asyncio.get_running_loop().create_task(self._tell_end(member, ident))
+    def _watch(self, member: int, container: Container) -> None:
+        self._pids[member] = container.pid
+        self._watches[member] = asyncio.get_running_loop().create_task(
+            self._tell_end(member, container.ident)
+        )
 
     def _unwatch(self, member: int) -> None:
+        self._pids.pop(member, None)
         watch = self._watches.pop(member, None)
         if watch is not None:
             watch.cancel()
@@ -212,7 +222,7 @@ class DockerProvider(Provider):
     async def _tell_end(self, member: int, ident: str) -> None:
         how = await self._ended(ident, self._recipe.name_of(member))
         words = await self._log_line(ident)
-        del self._watches[member]
+        del self._watches[member], self._pids[member]
         self.ended(member, f"docker: the container {how}{words}")
 
     async def _ended(self, ident: str, name: str) -> str:
@@ -322,6 +332,19 @@ async def _whole(call: Coroutine[Any, Any, Answer]) -> Answer:
     except asyncio.CancelledError:
         await asyncio.wait((task,))
         raise
+
+
+def _descendants(pid: int) -> set[int]:
+    """A process and all that came of it, as far as they run."""
+    found, left = set[int](), [pid]
+    while left:
+        one = left.pop()
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{one}/task"):
+                with open(f"/proc/{one}/task/{task}/children") as file:
+                    left += [child for child in map(int, file.read().split()) if child not in found]
+            found.add(one)
+    return found
 
 
 async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -29,7 +29,10 @@ _MOST_GPUS = 64
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """What the engine says of one. url: where it answers, None before its port is published."""
+    """What the engine says of one. url: where it answers, None before its port is published.
+
+    pid: of its first process, as this machine numbers it; 0 when it does not run.
+    """
 
     ident: str
     labels: Mapping[str, str]
@@ -38,6 +41,7 @@ class Container:
     exit_code: int = 0
     error: str = ""
     oom: bool = False
+    pid: int = 0
 
     @property
     def running(self) -> bool:
@@ -49,10 +53,6 @@ class Container:
         """The devices that it was started with, where somebody said which."""
         words = self.labels.get(GPUS, "").split(",")[:_MOST_GPUS]
         return tuple(int(word) for word in words if word.isascii() and word.isdigit() and len(word) < 5)
-
-    def as_running(self) -> Running:
-        """As providers say it."""
-        return Running(self.url, self.gpus)
 
     def ended(self) -> str:
         """How it came to its end, as the end of a sentence."""
@@ -98,6 +98,10 @@ class Recipe:
     def is_current(self, labels: Mapping[str, str]) -> bool:
         """Whether such a container is made from what is configured now."""
         return labels.get(DIGEST) == self.digest
+
+    def running(self, container: Container) -> Running:
+        """A container that runs, as providers say it."""
+        return Running(container.url, container.gpus, stale=not self.is_current(container.labels))
 
     def body(self, member: int, gpus: tuple[int, ...], digest: str | None = None) -> dict[str, Any]:
         """What is POSTed to make a member's container."""
@@ -145,6 +149,7 @@ class Recipe:
                 int(state.get("ExitCode") or 0),
                 str(state.get("Error") or ""),
                 bool(state.get("OOMKilled")),
+                int(state.get("Pid") or 0),
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             raise ProviderFault("docker: the engine's words on a container are not understood") from None

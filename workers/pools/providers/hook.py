@@ -15,6 +15,7 @@ import logging
 import ssl
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 SIGNATURE = "x-penstock-signature"
 IDEMPOTENCY_KEY = "idempotency-key"
+_PLAIN = "!#$&'()*+,/:;=?@[]|"
+"""What a header may hold beside letters and digits; the rest of a key, of a model's name, is percent-encoded there."""
 _FIRST_DELAY_S = 0.25
 _MOST_DELAY_S = 10.0
 _MOST_BYTES = 4096
@@ -89,7 +92,7 @@ class Hook:
             "content-type": "application/json",
             "user-agent": "penstock",
             SIGNATURE: sign(self._secret, body, now),
-            IDEMPOTENCY_KEY: key,
+            IDEMPOTENCY_KEY: quote(key, safe=_PLAIN),
         }
         try:
             async with (
