@@ -26,6 +26,9 @@ from .cache_cli import run as run_cache
 from .keys_cli import Failed as KeysFailed
 from .keys_cli import add_verbs as add_keys_verbs
 from .keys_cli import run as run_keys
+from .pools.economy.cli import Failed as SimulateFailed
+from .pools.economy.cli import add_verb as add_simulate_verb
+from .pools.economy.cli import run as run_simulate
 from .pools_cli import VERBS as POOL_VERBS
 from .pools_cli import Failed as PoolsFailed
 from .pools_cli import add_verbs as add_pools_verbs
@@ -77,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     add_cache_verbs(commands, _Parser, _port)
     add_keys_verbs(commands, _Parser)
     add_backends_verbs(commands, _Parser, _port)
-    add_pools_verbs(commands, _Parser, _port)
+    add_simulate_verb(add_pools_verbs(commands, _Parser, _port))
     return parser
 
 
@@ -170,9 +173,9 @@ def _supervise(file: Path, args: argparse.Namespace, environ: Mapping[str, str],
 
 
 def _greet(port: int) -> None:
-    from .demo import try_it
+    from .demo import greeting
 
-    print(f"\nPenstock runs in front of two simulated servers. Try, twice:\n\n  {try_it(port)}\n", flush=True)
+    print(greeting(port), flush=True)
 
 
 def _restart(file: Path | None, port: int | None) -> int:
@@ -206,7 +209,9 @@ def _backends(args: argparse.Namespace) -> int:
 
 def _pools(args: argparse.Namespace) -> int:
     try:
-        print(run_pools(args))
+        print(run_simulate(args) if args.command == "pools" and args.verb == "simulate" else run_pools(args))
+    except SimulateFailed as fault:
+        return _cannot(fault)
     except PoolsFailed as fault:
         _cannot(fault)
         return fault.status
