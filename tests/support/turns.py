@@ -12,6 +12,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from penstock.cache.pool_table import PoolPhase
 from penstock.gateway.config.pool import ProcessPool
@@ -237,7 +238,8 @@ class World:
             elif isinstance(decision, Evict):
                 busy = model.load().busy
                 assert decision.turn == busy, f"{decision} of a pool that is {busy=}"
-                assert not (model.pool.pinned or model.pool.min), f"{decision} of one that stays"
+                assert not model.pool.pinned, f"{decision} of one that stays"
+                assert not model.pool.min, f"{decision} of one that always runs"
                 before = model.machine.phase
                 self._step(model, EvictEvent(decision.turn))
                 assert model.machine.phase is not before, f"{decision} had no effect on {before!r}"
@@ -287,4 +289,4 @@ def interleaved(
 def strict_switches(requests: Iterable[Request]) -> int:
     """How often a node with one model at a time would change it, serving requests as they arrived."""
     order = [one.pool for one in sorted(requests, key=lambda one: one.arrived)]
-    return sum(a != b for a, b in zip(order, order[1:], strict=False))
+    return sum(a != b for a, b in pairwise(order))

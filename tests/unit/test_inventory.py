@@ -32,7 +32,7 @@ FIGURES = {
 
 def nvml(*gpus: FakeGpu, init: int = 0, timeout_s: float = 10.0) -> tuple[FakeLibrary, Nvml]:
     library = FakeLibrary(list(gpus), init=init)
-    return library, Nvml(lambda: pynvml_over(library), timeout_s=timeout_s)
+    return library, Nvml(lambda: pynvml_over(library), timeout_s=timeout_s, open_timeout_s=timeout_s)
 
 
 async def test_figures_are_in_the_units_their_names_say():
@@ -165,11 +165,19 @@ async def test_memory_of_other_programs_is_what_is_used_while_no_server_of_ours_
     found = Inventory((), asked)
     await found.look()
     library.gpus[0].used = 7 * GIB
-    await found.look(ours={0})
+    await found.look(lambda: {0})
     assert found.devices == (Device(0, 8 * GIB, GIB),)
     library.gpus[0].used = 2 * GIB
     await found.look()
     assert found.foreign(0) == 2 * GIB
+
+
+async def test_a_server_that_comes_while_nvml_is_asked_is_no_other_program():
+    _, asked = nvml(FakeGpu(8 * GIB, 7 * GIB))
+    found = Inventory((), asked)
+    there = iter([set(), {0}])
+    await found.look(lambda: next(there))
+    assert found.foreign(0) is None
 
 
 async def test_a_gpu_that_is_lost_leaves_what_was_known(caplog: pytest.LogCaptureFixture):

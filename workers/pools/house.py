@@ -28,6 +28,8 @@ GRACE_S = 2.0
 """A pool that has just become ready serves those who waited for it: for so long no turn ends while any are held."""
 MARGIN_SHARE = 0.05
 """Of the cap: turns end so much earlier, for what ticks and estimates are off by."""
+START_SHARE, LEAVE_SHARE = 0.5, 0.1
+"""Of the cap: what a start, and leaving, is taken to last until one was seen."""
 MOST_SETS = 2_000
 """Sets of pools looked at to find the smallest that has to leave; beyond, one that will do."""
 
@@ -106,15 +108,15 @@ class House:
         idle = [
             other
             for other, view in views.items()
-            if other != name and other not in told and _may_leave(view) and self._idle(now, view, views[name])
+            if other != name and other not in told and _may_leave(view) and self._idle(now, view)
         ]
         idle.sort(key=lambda other: (views[other].last_used_s, other))
         return _smallest(name, idle, floor)
 
-    def _idle(self, now: float, view: View, wanting: View) -> bool:
+    def _idle(self, now: float, view: View) -> bool:
         if view.waiting or view.running:
             return False
-        there_and_back = view.start_s + view.leave_s + wanting.start_s + wanting.leave_s
+        there_and_back = 2 * (self._leave_s(view) + self._start_s(view))
         linger = min(max(LINGER_SHARE * there_and_back, LEAST_LINGER_S), MOST_LINGER_S)
         return now - view.last_used_s >= linger
 
@@ -160,14 +162,20 @@ class House:
         victims = _smallest(name, candidates, floor)
         if victims is None:
             return
-        leave_s = max((views[other].leave_s for other in victims), default=0.0)
+        leave_s = max((self._leave_s(views[other]) for other in victims), default=0.0)
         at = now
         for one in blocked:
-            at += leave_s + views[one].start_s
-            leave_s = views[one].leave_s
+            at += leave_s + self._start_s(views[one])
+            leave_s = self._leave_s(views[one])
             if at >= self._asked[one] + self.max_wait_s * (1 - MARGIN_SHARE):
                 self._clear(name, victims, floor, told, made, views)
                 return
+
+    def _start_s(self, view: View) -> float:
+        return view.start_s if view.start_s is not None else START_SHARE * self.max_wait_s
+
+    def _leave_s(self, view: View) -> float:
+        return view.leave_s if view.leave_s is not None else LEAVE_SHARE * self.max_wait_s
 
 
 def _grows(view: View) -> bool:
@@ -186,8 +194,10 @@ def _may_leave(view: View) -> bool:
 
 
 def _has_served(now: float, view: View) -> bool:
-    """Whether those who waited for this turn have been let through."""
-    return not view.waiting or (view.ready_since_s is not None and now - view.ready_since_s >= GRACE_S)
+    """Whether those who waited for this turn have been let through, and are not just on their way to the server."""
+    if view.ready_since_s is not None and now - view.ready_since_s >= GRACE_S:
+        return True
+    return not view.waiting and (view.running > 0 or now - view.last_used_s >= LEAST_LINGER_S)
 
 
 def _smallest(name: str, candidates: Sequence[str], floor: Floor) -> list[str] | None:

@@ -15,8 +15,7 @@ from .machine import Machine
 from .views import MemberView, View
 from .words import Load, MemberPhase
 
-START_GUESS_S, WAKE_GUESS_S = 30.0, 3.0
-DRAIN_GUESS_S, STOP_GUESS_S = 3.0, 2.0
+WAKE_GUESS_S, DRAIN_GUESS_S = 3.0, 3.0
 ASLEEP_SHARE = 0.05
 """Of what a server takes, for one that sleeps: its context and what vLLM does not put away; until it is learned."""
 
@@ -43,7 +42,7 @@ def view_of(
             phase = MemberPhase.STARTING
         members.append(MemberView(phase, gpus.get(number, ())))
     wakes = MemberPhase.ASLEEP in machine.members
-    began = footprint.wake or [WAKE_GUESS_S] if wakes else footprint.start or [START_GUESS_S]
+    began = footprint.wake or [WAKE_GUESS_S] if wakes else footprint.start
     return View(
         members=tuple(members),
         wants_room=machine.wants_room,
@@ -59,6 +58,6 @@ def view_of(
         pinned=pool.pinned,
         min=pool.min,
         local=local,
-        start_s=max(began),
-        leave_s=max(footprint.drain or [DRAIN_GUESS_S]) + max(footprint.stop or [STOP_GUESS_S]),
+        start_s=max(began, default=None),
+        leave_s=max(footprint.drain or [DRAIN_GUESS_S]) + max(footprint.stop) if footprint.stop else None,
     )

@@ -34,7 +34,8 @@ class View:
 
     gpus: how many each member takes; need_bytes: what of each of them, None where nobody knows: all of it.
     asleep_bytes: the same of a member that sleeps. min: members that always run. local: its servers run on this node.
-    start_s, leave_s: how long a start or wake takes, and from the order to leave until the memory is free.
+    start_s, leave_s: how long a start or wake takes, and from the order to leave until the
+    memory is free; None where nobody knows.
     """
 
     members: tuple[MemberView, ...]
@@ -51,8 +52,8 @@ class View:
     pinned: bool = False
     min: int = 0
     local: bool = True
-    start_s: float = 30.0
-    leave_s: float = 5.0
+    start_s: float | None = None
+    leave_s: float | None = None
 
     @property
     def alive(self) -> bool:
