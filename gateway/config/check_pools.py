@@ -1,9 +1,11 @@
 """What types cannot say of pools. Pure: each function yields (path, fault, likely fix) for what cannot work."""
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from urllib.parse import urlsplit
 
 from .model import Model
-from .pool import KubernetesPool, WebhookPool
+from .pool import DockerPool, KubernetesPool, ProcessPool, WebhookPool
 from .structs import Config
 
 Fault = tuple[str, str, str]
@@ -22,6 +24,7 @@ def pool_faults(config: Config, environ: Mapping[str, str]) -> Iterator[Fault]:
     for name, model in config.models.items():
         if model.pool is not None:
             yield from _of_one(f"$.models.{name}", model, environ)
+            yield from _of_sleep(f"$.models.{name}.pool", model)
             if isinstance(model.pool, KubernetesPool):
                 yield from _of_kubernetes(f"$.models.{name}.pool", model.pool)
     yield from _of_lease(config)
@@ -61,6 +64,10 @@ def _of_one(path: str, model: Model, environ: Mapping[str, str]) -> Iterator[Fau
         yield f"{path}.pool.min", "larger than `max`", "lower it, or raise `max`"
     if pool.sleep_after_s is not None and pool.sleep_after_s >= pool.idle_timeout_s:
         yield f"{path}.pool.sleep_after_s", "not shorter than `idle_timeout_s`", "lower it, or remove it"
+    if isinstance(pool, DockerPool) and not pool.socket.removeprefix("unix://").startswith("/"):
+        yield f"{path}.pool.socket", "not an absolute path", "write /var/run/docker.sock"
+    if isinstance(pool, WebhookPool) and not _is_web(pool.url):
+        yield f"{path}.pool.url", "neither http nor https, or without a host", "write https://host/path"
     for key in ("api_key_env", "secret_env"):
         variable = getattr(pool, key, None)
         if variable is not None and not environ.get(variable):
@@ -69,6 +76,48 @@ def _of_one(path: str, model: Model, environ: Mapping[str, str]) -> Iterator[Fau
                 f"environment variable {variable} is not set",
                 "set it before starting",
             )
+
+
+def _is_web(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _of_sleep(path: str, model: Model) -> Iterator[Fault]:
+    """What keeps vLLM from sleeping, as far as it can be seen."""
+    pool = model.pool
+    if pool is None or pool.sleep_after_s is None:
+        return
+    if isinstance(pool, ProcessPool | DockerPool) and _sleepless(pool):
+        yield (
+            f"{path}.sleep_after_s",
+            "vLLM gives back no memory without its `--enable-sleep-mode`",
+            "add that to `command`, or remove this",
+        )
+    if not places_itself(model) and (
+        len(model.backends) < pool.max or (pool.max > 1 and any(one.discover for one in model.backends))
+    ):
+        yield (
+            f"{path}.sleep_after_s",
+            "servers without addresses of their own cannot be put to sleep one by one",
+            "give each of them a backend, or remove this",
+        )
+
+
+def _sleepless(pool: ProcessPool | DockerPool) -> bool:
+    """Whether it is vLLM's own server that is started, without the option that lets it sleep."""
+    words = " ".join(pool.command).replace("_", "-").split()
+    if isinstance(pool, DockerPool):
+        runs = pool.image.rpartition("/")[2].startswith("vllm-openai")
+    else:
+        programs = [word.rpartition("/")[2] for word in words]
+        runs = ("vllm", "serve") in pairwise(programs) or "vllm.entrypoints.openai.api-server" in words
+    # a file may say it
+    said = any(word.partition("=")[0] in ("--enable-sleep-mode", "--config") for word in words)
+    return runs and not said
 
 
 def _of_kubernetes(path: str, pool: KubernetesPool) -> Iterator[Fault]:

@@ -61,7 +61,7 @@ async def provider_for(
     url: str,
     backends: Sequence[Backend | str],
     *,
-    found: Callable[[], Sequence[Backend]] = lambda: (),
+    found: Callable[[], Sequence[Backend]] | None = None,
     name: str = "m",
     secret: str = SECRET,
     **settings: Any,
@@ -71,7 +71,7 @@ async def provider_for(
     provider = WebhookProvider(
         name,
         Model(backends=servers, pool=pool),
-        found,
+        found or (lambda: servers),
         health_path="/health",
         environ={"SECRET": secret},
         now_s=time.time,
@@ -197,9 +197,10 @@ async def test_members_have_backends_in_their_order_and_replicas_count_them():
     ]
 
 
-async def test_members_behind_one_address_are_started_and_stopped_by_their_word_alone():
+async def test_members_behind_fewer_addresses_are_started_and_stopped_by_their_word_alone():
     with fleet(1) as (servers, heard):
-        async with provider_for(heard.url, servers.urls, max=3) as provider:
+        doors = [f"http://127.0.0.1:{free_port()}", *servers.urls]  # of which one is open
+        async with provider_for(heard.url, doors, max=3) as provider:
             await provider.ensure_ready(0, ORDER, 30)
             await provider.ensure_ready(2, Order("b"), 30)
             await provider.ensure_stopped(2, Order("c"), 30)  # others still answer there

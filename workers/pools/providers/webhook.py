@@ -50,7 +50,9 @@ class WebhookProvider(Provider):
         self._name = name
         self._pool = model.pool
         self._configured = model.backends
-        self._discovers = any(backend.discover is not None for backend in model.backends)
+        discovers = any(backend.discover is not None for backend in model.backends)
+        #: whether each member has a backend of its own
+        self._apart = not discovers and len(model.backends) >= model.pool.max
         self._found = found
         self._path = health_path
         self._environ = environ
@@ -72,7 +74,7 @@ class WebhookProvider(Provider):
     async def ensure_stopped(self, member: int, order: Order, timeout_s: float) -> None:
         until = asyncio.get_running_loop().time() + timeout_s
         await self._tell("stop", member, member, order, timeout_s)
-        if not self._alone(member):
+        if not self._alone:
             return
         try:
             async with asyncio.timeout_at(until):
@@ -88,7 +90,7 @@ class WebhookProvider(Provider):
                 *(
                     self._answers(targets, member)
                     for member in range(self._pool.max)
-                    if member == 0 or self._alone(member)
+                    if member == 0 or self._alone
                 )
             )
         return {member: Running() for member, answers in enumerate(seen) if answers}
@@ -108,18 +110,14 @@ class WebhookProvider(Provider):
         }
         await self._hook.post(fields, order.key, timeout_s)
 
-    def _alone(self, member: int) -> bool:
-        """Whether the server that answers for this member answers for no other one."""
-        if self._discovers:
-            return self._pool.max == 1
-        last = len(self._configured) - 1
-        return member < last or (member == last and self._pool.max <= len(self._configured))
+    @property
+    def _alone(self) -> bool:
+        """Whether the servers that answer for a member answer for no other one."""
+        return self._apart or self._pool.max == 1
 
     def _servers(self, member: int) -> Sequence[Backend]:
-        """Those of which one is to answer for the member; found ones are not told apart."""
-        if self._discovers:
-            return self._found()
-        return (self._configured[min(member, len(self._configured) - 1)],)
+        """Those of which one is to answer for the member: its own, or all where they cannot be told apart."""
+        return (self._configured[member],) if self._apart else self._found()
 
     async def _until(self, member: int, *, answering: bool) -> None:
         async with self._targets() as targets:

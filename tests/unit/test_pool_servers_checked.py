@@ -1,0 +1,86 @@
+"""What is told, before anything starts, of pools whose servers could not be started or could not sleep."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from penstock.gateway.config import Config
+from penstock.gateway.config.check_pools import pool_faults
+
+VLLM = ["vllm", "serve", "Qwen/Qwen3-8B", "--port", "{port}"]
+DOCKER = {"provider": "docker", "image": "vllm/vllm-openai:v0.11.0"}
+WEBHOOK = {"provider": "webhook", "url": "https://hooks.lan/x", "secret_env": "SECRET"}
+
+
+def faults(pool: dict[str, Any], *backends: dict[str, Any]) -> list[str]:
+    config = msgspec.convert({"models": {"m": {"pool": pool, "backends": list(backends)}}}, Config)
+    return [f"{path}: {fault}" for path, fault, _ in pool_faults(config, {"SECRET": "s"})]
+
+
+def sleeps(*command: str) -> bool:
+    told = faults({"provider": "process", "command": list(command), "sleep_after_s": 60})
+    assert told in (
+        [],
+        ["$.models.m.pool.sleep_after_s: vLLM gives back no memory without its `--enable-sleep-mode`"],
+    )
+    return not told
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [*VLLM],
+        ["/opt/venv/bin/vllm", "serve", "x"],
+        ["env", "A=b", "vllm", "serve", "x"],
+        ["bash", "-c", "exec vllm serve x --port {port}"],
+        ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", "x"],
+    ],
+    ids=["plain", "path", "env", "shell", "module"],
+)
+def test_a_vllm_that_is_to_sleep_needs_its_sleep_mode(command: list[str]):
+    assert not sleeps(*command)
+    assert sleeps(*command[:-1], f"{command[-1]} --enable-sleep-mode")
+    assert sleeps(*command, "--enable-sleep-mode")
+    assert sleeps(*command, "--enable_sleep_mode")
+    assert sleeps(*command, "--config", "vllm.yaml")  # which may say it
+    assert faults({"provider": "process", "command": command}) == []
+
+
+@pytest.mark.parametrize("command", [["penstock", "sim"], ["./serve-vllm.sh"], ["vllm-wrapper", "serve"]])
+def test_of_other_commands_nobody_knows_what_they_run(command: list[str]):
+    assert sleeps(*command)
+
+
+def test_an_image_of_vllm_that_is_to_sleep_needs_its_sleep_mode():
+    (told,) = faults(DOCKER | {"sleep_after_s": 60})
+    assert told.startswith("$.models.m.pool.sleep_after_s: vLLM gives back no memory")
+    assert faults(DOCKER | {"sleep_after_s": 60, "command": ["--enable-sleep-mode"]}) == []
+    assert faults(DOCKER | {"sleep_after_s": 60, "image": "my/own"}) == []
+    assert faults(DOCKER) == []
+
+
+def test_servers_without_addresses_of_their_own_do_not_sleep_one_by_one():
+    one, two = {"url": "http://a"}, {"url": "http://b"}
+    named = {"url": "http://a", "discover": "dns"}
+    asleep = WEBHOOK | {"sleep_after_s": 60}
+    told = [
+        "$.models.m.pool.sleep_after_s: servers without addresses of their own cannot be put to sleep one by one"
+    ]
+    assert faults(asleep | {"max": 2}, one) == told
+    assert faults(asleep | {"max": 2}, named, one) == told
+    assert faults(asleep | {"max": 2}, one, two) == []
+    assert faults(asleep, named) == []
+    assert faults(WEBHOOK | {"max": 2}, one) == []
+
+
+@pytest.mark.parametrize("url", ["ftp://h/", "https://", "hooks.lan/x", "http://h:99999/", "https://[::1/"])
+def test_a_webhook_is_a_web_address(url: str):
+    (told,) = faults(WEBHOOK | {"url": url}, {"url": "http://a"})
+    assert told == "$.models.m.pool.url: neither http nor https, or without a host"
+
+
+def test_the_socket_of_docker_is_a_path():
+    assert faults(DOCKER | {"socket": "unix:///run/user/1000/docker.sock"}) == []
+    (told,) = faults(DOCKER | {"socket": "tcp://10.0.0.1:2375"})
+    assert told == "$.models.m.pool.socket: not an absolute path"
