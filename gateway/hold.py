@@ -63,20 +63,22 @@ class _Held(Waiter):
     def __init__(self, future: asyncio.Future[None], since: float, deadline: float, failures: int) -> None:
         super().__init__(future, since, deadline)
         self.failures = failures
-        self.shy_of: str | None = None
+        self.shy_of = ""
         self.shy_until = 0.0
 
 
 class _Room:
     """One model's waiters in this worker. ``leaving``: how many may go on and have not run yet."""
 
-    __slots__ = ("failures", "late_at", "leaving", "line", "tags")
+    __slots__ = ("failures", "late_at", "leaving", "line", "shy", "tags")
 
     def __init__(self, failures: int) -> None:
         #: how far each tenant has come among those that went on from here
         self.tags: dict[int, int] = {}
         self.line = Line(lambda _: 0, lambda account: self.tags.get(account, 0))
         self.leaving = 0
+        #: those that leave a server alone, and have no other to go to
+        self.shy: list[_Held] = []
         self.failures = failures
         self.late_at = 0.0
 
@@ -249,6 +251,7 @@ class Hold:
         held = _Held(self._loop.create_future(), now, now + patience.left_s, row.failures)
         if failed is not None:
             held.shy_of, held.shy_until = failed.identity, now + SHY_S
+            room.shy.append(held)
         room.line.join(held, lane, ())
         return room, held
 
@@ -279,6 +282,8 @@ class Hold:
                 self._fail(room, held, Fault(Kind.NO_BACKEND, text, headers=USELESS))
             return
         pool = model.pool
+        if room.shy:
+            room.shy = [held for held in room.shy if held.lane is not None and _shy(held, model, now)]
         if pool is not None:
             row = pool.row()
             if row.phase == FAILED or row.failures != room.failures:
@@ -307,26 +312,13 @@ class Hold:
         while line.waiting and left:
             lane, _ = line.neediest(now)
             first = next(iter(lane.waiters))
-            assert isinstance(first, _Held)
-            if self._shy(first, model, now):
+            if first in room.shy:
                 return
             _, room.tags[lane.account] = line.admit(lane, now)
             room.leaving += 1
             if not first.future.done():  # else it is cancelled, and its task has not run yet
                 first.future.set_result(None)
                 left -= 1
-
-    def _shy(self, held: _Held, model: Model, now: float) -> bool:
-        """Whether all there is to be asked is what it could not reach just now."""
-        if held.shy_of is None:
-            return False
-        mine = next((b for b in model.backends if b.identity == held.shy_of), None)
-        if mine is not None and mine.up and now < held.shy_until:
-            others = [b for b in model.backends if b is not mine and b.up and not b.shut]
-            if all(b.shunned_until > now for b in others):
-                return True
-        held.shy_of = None
-        return False
 
     # ---- ends
 
@@ -351,6 +343,17 @@ class Hold:
 
 def _all(line: Line) -> list[_Held]:
     return [held for lane in line.lanes() for held in lane.waiters if isinstance(held, _Held)]
+
+
+def _shy(held: _Held, model: Model, now: float) -> bool:
+    """Whether all there is to be asked is what it could not reach just now."""
+    mine = next((backend for backend in model.backends if backend.identity == held.shy_of), None)
+    if mine is None or not mine.up or now >= held.shy_until:
+        return False
+    others = [
+        backend for backend in model.backends if backend is not mine and backend.up and not backend.shut
+    ]
+    return all(backend.shunned_until > now for backend in others)
 
 
 def _late(model: Model) -> Fault:
