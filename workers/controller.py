@@ -39,6 +39,7 @@ from .cache_stats import CacheStats
 from .discovery import Discovery
 from .expand import Found, expand
 from .host import serve
+from .in_force import in_force
 from .invalidation import Invalidation
 from .keys.sync import KeysSync
 from .limits_sync import LimitsSync
@@ -47,9 +48,11 @@ from .pools.leases import shared_of
 from .pools.runner import PoolsRunner
 from .pools_admin import PoolsAdmin
 from .probes import Prober
+from .proxy_admin import ProxyAdmin
 from .question import Question
 from .source import Source
-from .status import Status
+from .status import Status, package_version
+from .status_compat import compat
 
 log = logging.getLogger(__name__)
 
@@ -140,9 +143,17 @@ class Controller:
             mine.node.hex(),
             clock=time.monotonic,
             random=os.urandom,
+            wall_s=time.time,
         )
         self._pools = PoolsRunner(ground, os.urandom(8).hex(), time.time_ns, shared=together)
         self._pools_admin = PoolsAdmin(self._pools, lambda: self._published)
+        self._proxy = ProxyAdmin(
+            self._pools_admin,
+            lambda: self._published,
+            self._pools.rooms.inventory.stats,
+            time.monotonic,
+            package_version(),
+        )
 
     async def run(self) -> None:
         """Until SIGTERM."""
@@ -200,18 +211,34 @@ class Controller:
             admin.POOLS_WAKE: {"POST": self._pools_admin.wake},
             admin.POOLS_STOP: {"POST": self._pools_admin.stop},
             admin.POOLS_SWITCH: {"POST": self._pools_admin.switch},
+            admin.PROXY_AVAILABLE: {"GET": self._proxy.available},
+            admin.PROXY_RUNNING: {"GET": self._proxy.running},
+            admin.PROXY_SWITCH: {"POST": self._proxy.switch},
+            admin.PROXY_START: {"POST": self._proxy.start},
+            admin.PROXY_STOP: {"POST": self._proxy.stop},
+            admin.PROXY_STATS: {"GET": self._proxy.stats},
+            admin.PROXY_METRICS: {"GET": self._scraped_here},
+            admin.PROXY_VERSION: {"GET": self._proxy.version},
         }
 
     async def _alive(self, _: Question) -> Answer:
         return Answer(b'{"status":"ok"}')
 
-    async def _scraped(self, _: Question) -> Answer:
+    async def _scraped(self, question: Question) -> Answer:
+        here = await self._scraped_here(question)
+        return Answer(here.body + await self._backend_scrape.exposition(), scrape.CONTENT_TYPE)
+
+    async def _scraped_here(self, _: Question) -> Answer:
+        """Without what the backends say of themselves."""
         own = [*self._status.metrics(), *self._cache_stats.metrics(), *self._pools.metrics()]
-        theirs = await self._backend_scrape.exposition()
-        return Answer(scrape.render(self._segment, own) + theirs, scrape.CONTENT_TYPE)
+        return Answer(scrape.render(self._segment, own), scrape.CONTENT_TYPE)
 
     async def _told(self, _: Question) -> Answer:
-        return Answer(self._status.status())
+        published, rooms = self._published, self._pools.rooms
+        reports = self._pools_admin.reports()
+        more = compat(published, self._tally, reports, rooms.inventory.total_bytes, rooms.needs())
+        more |= {"pools": reports, "configuration": in_force(published.told)}
+        return Answer(self._status.status(more))
 
     async def _counted(self, _: Question) -> Answer:
         return Answer.of(self._cache_stats.report())

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -171,8 +172,8 @@ class Status:
                 files.add_metric([process, str(pid)], used[2])
         yield from (up, starts, overflow, cpu, memory, files)
 
-    def status(self) -> bytes:
-        """`/gateway/status` as JSON."""
+    def status(self, more: Mapping[str, Any] = MappingProxyType({})) -> bytes:
+        """`/gateway/status` as JSON, with `more` in it."""
         published = self._published()
         tally, now_ns = self._tally, time.monotonic_ns()
         report: dict[str, Any] = {
@@ -195,6 +196,7 @@ class Status:
                 name: {
                     "running": tally.running(published.model_indices[name]),
                     "queued": tally.queued(published.model_indices[name]),
+                    "waiting": tally.waiting(published.model_indices[name]),
                     "max_concurrent": model.max_concurrent,
                     "max_queue": model.max_queue,
                     "backends": [
@@ -216,7 +218,7 @@ class Status:
         }
         if self._keys is not None:
             report["keys"] = self._keys()
-        return msgspec.json.encode(report)
+        return msgspec.json.encode(report | dict(more))
 
 
 def _used(pid: int) -> tuple[float, int, int] | None:
