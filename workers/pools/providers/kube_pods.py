@@ -97,7 +97,7 @@ class PodsProvider(Provider):
 
     async def status(self) -> Mapping[int, Running]:
         found: dict[int, Running] = {}
-        pods, _ = await self._api.list(self._pods, labels=self._plan.selector)
+        pods, version = await self._api.list(self._pods, labels=self._plan.selector)
         wanted = await self._made_from() if pods else None
         for pod in pods:
             member, state = self._plan.member(pod), state_of(pod)
@@ -108,7 +108,7 @@ class PodsProvider(Provider):
             stale = wanted is not None and _note(pod, MADE_FROM_NOTE) != wanted
             found[member] = Running(_url(state) if state.ip else None, stale=stale)
         if found:
-            self._watch.start()
+            self._watch.start((pods, version))
         return found
 
     async def owned(self, fence: int) -> None:

@@ -64,9 +64,11 @@ class KubeWatch:
         """Why the last try failed; None while it works."""
         return self._fault
 
-    def start(self) -> None:
-        """Have it run; nothing where it does."""
+    def start(self, listed: tuple[list[Json], str] | None = None) -> None:
+        """Have it run; nothing where it does. listed: a list to go on from, so that nothing falls in between."""
         if self._task is None or self._task.done():
+            if listed is not None:
+                self._take(*listed)
             self._task = asyncio.create_task(self._run(), name=f"watch of {self._place.words}")
 
     async def close(self) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ....gateway.config import Backend, Config, KubernetesPool
+from ....gateway.config import Backend, Config, KubernetesPool, Model
 from .base import Provider
 from .kube_access import IN_POD, KubeAccess
 from .kube_api import KubeApi
@@ -19,17 +19,17 @@ from .reach import Reach
 
 def kubernetes_provider(
     name: str,
+    model: Model,
     config: Config,
     found: Callable[[], Sequence[Backend]],
     environ: Mapping[str, str],
     folder: Path = IN_POD,
 ) -> Provider:
-    """The provider of the model `name`, whose pool is a KubernetesPool.
+    """The provider of a model whose pool is a KubernetesPool.
 
     found: the model's backends now, with those that have been discovered. folder: where a Pod finds its token.
     Raises ProviderFault where nothing says how the Kubernetes API is reached.
     """
-    model = config.models[name]
     pool = model.pool
     assert isinstance(pool, KubernetesPool)
     access = KubeAccess.of(config.pools.kubernetes, environ, folder)

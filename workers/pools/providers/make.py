@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ....gateway.config import Backend, Config, Model, Published
-from ....gateway.config.pool import DockerPool, ProcessPool, WebhookPool
+from ....gateway.config.pool import DockerPool, KubernetesPool, ProcessPool, WebhookPool
 from .base import Provider
 from .docker import DockerProvider
+from .kubernetes import kubernetes_provider
 from .process import ProcessProvider
 from .webhook import WebhookProvider
 
@@ -45,6 +46,8 @@ def provider_of(site: Site) -> Provider:
             return ProcessProvider(site.name, pool, site.config, environ=environ, state=site.state)
         case DockerPool():
             return DockerProvider(str(site.state), site.name, pool, health_path=health, api_key=key)
+        case KubernetesPool():
+            return kubernetes_provider(site.name, site.model, site.config, site.backends, environ)
         case WebhookPool():
             return WebhookProvider(
                 site.name, site.model, site.backends, health_path=health, environ=environ, now_s=time.time
