@@ -132,7 +132,12 @@ class Agreement:
             left=left and not self._was_busy,
         )
         self._sent = lease if lease is not None else self._wanted(now)
-        return Told(word, self._sent, self._version, self._nodes.long_gone(now) if self.owner else ())
+        takes = self._sent is not None and bool(self._sent.owner) and self._sent.fence != self._fence_held()
+        gone = self._nodes.long_gone(now) if self.owner else ()
+        return Told(word, self._sent, self._version, takes, gone)
+
+    def _fence_held(self) -> int:
+        return self._lease.fence if self._lease is not None else 0
 
     def heard(self, node: str, seen: Seen, sent: float, now: float) -> bool:
         """What the store answered to what was told; `sent` is from before that. Whether a node should be rung."""

@@ -96,11 +96,12 @@ def _bounded(data: bytes) -> bytes:
 @dataclass(frozen=True, slots=True)
 class Told:
     """What a node has to say of one pool. lease: what its lease is to become, None to leave it, if it still is as
-    `Seen.version` said. drop: nodes whose words may go."""
+    `Seen.version` said. takes: it has another owner than before. drop: nodes whose words may go."""
 
     word: Word
     lease: Lease | None = None
     version: str = ""
+    takes: bool = False
     drop: Collection[str] = ()
 
 

@@ -25,7 +25,7 @@ from .lease import LeaseStore, LeaseStoreFault, Told
 from .nodes import Timing
 from .ownership import Verb
 from .providers.base import Order
-from .words import ALONE, Load, MemberPhase, Others
+from .words import Load, MemberPhase, Others
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ def is_shared(model: Model) -> bool:
 
 
 _BURST_S = 0.01
+NOBODYS = Others(may_stop=False, drained=False)
+"""Of a pool that was given up."""
 
 
 class Shared:
@@ -86,7 +88,7 @@ class Shared:
 
     def others(self, pool: str) -> Others:
         agreement = self._pools.get(pool)
-        return agreement.others(self._clock()) if agreement is not None else ALONE
+        return agreement.others(self._clock()) if agreement is not None else NOBODYS
 
     def order(self, pool: str, verb: Verb, member: int, gpus: tuple[int, ...] = ()) -> Order:
         agreement = self._pools.get(pool)

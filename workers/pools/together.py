@@ -14,7 +14,7 @@ from .follow import Follower
 from .hand import Hand
 from .ownership import Ownership
 from .providers.base import ProviderFault
-from .words import Event, MemberPhase, Others, Started
+from .words import ALONE, Event, MemberPhase, Others, Started
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +44,17 @@ class Together:
         self._leaving: frozenset[int] = frozenset()
         self._look_at = 0.0
         self._looking: asyncio.Task[None] | None = None
+        self._owning: asyncio.Task[None] | None = None
+        self._owned = False
 
     def tick(self, now: float) -> Others:
         """Before the machine's tick: what others say, with what they did told already."""
         others = self._ownership.others(self._pool)
+        if others is ALONE:
+            return others
+        if others.may_stop and not self._owned and (self._owning is None or self._owning.done()):
+            self._owning = asyncio.ensure_future(self._own())
+        self._owned = others.may_stop
         self._leaving = others.leaving
         for event in self._follower.events(others, self._members()):
             self._step(event)
@@ -65,9 +72,21 @@ class Together:
 
     async def close(self) -> None:
         """Look no more."""
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait([self._looking])
+        for task in (self._looking, self._owning):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+
+    async def _own(self) -> None:
+        """Have stops of earlier owners refused."""
+        while True:
+            try:
+                await self._hand.provider.owned(self._ownership.order(self._pool, "stop", 0).fence)
+            except ProviderFault as fault:
+                log.warning("pool_fence_not_told pool=%s: %s", self._pool, fault)
+                await asyncio.sleep(LOOK_S)
+            else:
+                return
 
     async def _look(self) -> None:
         """Which members run that this node has off."""
