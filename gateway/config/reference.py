@@ -35,7 +35,8 @@ once, between requests; the log names those that need more:
 | `penstock restart`, after the SIGHUP | \
 `listen.http`, `listen.tls`, `listen.max_connections`, `listen.read_timeout_s`, `listen.keep_alive_s` |
 | a new start | `listen.host`, `listen.port`, `listen.uds`, `admin`, `workers.count`, `workers.cores`, \
-`cache.l1.size`, `cache.l1.max_entry`, `cache.l1.keep`, `cache.l2`, `keys` |
+`cache.l1.size`, `cache.l1.max_entry`, `cache.l1.keep`, `cache.l2`, `keys`, `pools.state`, `pools.lease`, \
+`pools.redis` |
 
 This page is made from the Structs in `gateway/config` by `make docs`.
 """
