@@ -138,7 +138,9 @@ class Dispatch:
                 raise
             entered = True
         # in this order: it is counted, and only then is the state loaded (docs/adr/0022-hold.md)
-        if pool is not None and not (entered and pool.cell[0] == READY and (seated or self._open(model))):
+        if pool is not None and not (
+            entered and pool.cell[0] == READY and (seated or model.name not in self.hold.rooms)
+        ):
             if entered:
                 admission.leave(model, caller)
             patience = Patience(pool.ready_timeout_s)

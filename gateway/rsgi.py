@@ -13,6 +13,7 @@ from math import ceil
 from time import perf_counter_ns
 from typing import Any
 
+from .answer import woken_for
 from .caller import ANYONE, Caller
 from .dialects import WORDS
 from .endpoints import ENDPOINTS, Endpoint, model_id, stored_response
@@ -126,6 +127,7 @@ class App:
             _JSON,
             ("x-request-id", exchange.request_id or self.worker.new_request_id()),
             *fault.headers,
+            *woken_for(exchange),
         ]
         if fault.retry_after_s is not None:
             headers.append(("retry-after", str(max(1, ceil(fault.retry_after_s)))))

@@ -228,6 +228,7 @@ def test_who_waits_longer_than_ready_timeout_s_gets_504(sim: Simulator, stack: E
     plane, pool = plane_of(stack, pooled(sim.url, ready_timeout_s=0.2))
     answer = ask(stack, plane).receive()
     assert (answer.status, answer.code) == (504, "wake_timeout")
+    assert int(answer.header("x-penstock-wake-ms") or "") >= 200
     assert "ready_timeout_s (0.2 s)" in str(answer.json()["error"]["message"])
     plane.wait_for(demand=0)
     pool.phase(PoolPhase.READY)
