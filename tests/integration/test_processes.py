@@ -566,19 +566,3 @@ def test_a_unix_socket_is_served_beside_the_port(tmp_path: Path) -> None:
         gate.proc.send(signal.SIGTERM)
         assert gate.proc.wait() == 0
         assert not path.exists()
-
-
-# ---- the demo
-
-
-def test_without_a_configuration_a_demo_answers_and_ends_with_its_simulators() -> None:
-    argv = [console_script(), "serve", "--port", str(free_port()), "--workers", "1"]
-    with Proc(argv, name="demo") as proc:
-        wait_until(lambda: "curl" in proc.log(), what="the greeting")
-        command = next(line for line in proc.log().splitlines() if line.strip().startswith("curl"))
-        status, output = run(["sh", "-c", command.strip()])
-        assert status == 0
-        body = output.partition("\r\n\r\n")[2]  # the command shows the headers too
-        assert json.loads(body)["choices"][0]["message"]["content"]
-        proc.send(signal.SIGTERM)
-        assert proc.wait() == 0
