@@ -93,8 +93,6 @@ class Rooms:
             del self._lodgers[name]
         if self._takers():
             self._needed.set()
-        else:
-            self._looked = self._looked or not any(keeper.provider.local for keeper in keepers.values())
         if any(keeper.machine.wants_room for keeper in keepers.values()):
             self._house.devices = self.inventory.devices
             for decision in self._house.decide(now, self._views(now)):
@@ -137,7 +135,7 @@ class Rooms:
     def _views(self, now: float) -> dict[str, View]:
         """All pools, and what is left of those that are no longer configured."""
         views = {}
-        unknown = not self._looked
+        unknown = not self._looked and self._takers()
         for name, keeper in self._keepers.items():
             if not keeper.ticks:
                 unknown = unknown or keeper.provider.local
