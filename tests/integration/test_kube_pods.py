@@ -438,6 +438,19 @@ async def test_an_owner_that_comes_between_reading_and_stopping_is_seen(server, 
     assert len(pods(server)) == 1
 
 
+async def test_a_start_of_what_runs_already_has_late_stops_refused(server, make):
+    paused, owner = make(shared=True), make(shared=True)
+    await paused.ensure_ready(0, order(5), 10)
+    server.fail(409, times=1, verb="patch")
+
+    await owner.ensure_ready(0, order(6), 10)
+
+    with pytest.raises(ProviderFault, match="fence 6, not 5"):
+        await paused.ensure_stopped(0, order(5), 1)
+    await paused.ensure_ready(0, order(5), 10)
+    assert pods(server)[0]["metadata"]["annotations"][FENCE_NOTE] == "6"
+
+
 async def test_a_start_that_fails_here_ends_no_pod_that_serves_others(server, make, nodes):
     nodes.api_key = "the key"
     there, here = make(shared=True, api_key="the key"), make(shared=True, api_key="wrong")

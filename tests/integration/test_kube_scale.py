@@ -291,6 +291,17 @@ async def test_a_stop_by_who_no_longer_owns_the_pool_is_refused(server, kind, ma
     assert replicas(server, kind) == 0
 
 
+async def test_a_start_of_what_runs_already_has_late_stops_refused(server, kind, make):
+    paused, owner = make(shared=True), make(shared=True)
+    await paused.ensure_ready(0, order(5), 10)
+
+    await owner.ensure_ready(0, order(6), 10)
+
+    with pytest.raises(ProviderFault, match="fence 6, not 5"):
+        await paused.ensure_stopped(0, order(5), 1)
+    assert replicas(server, kind) == 1
+
+
 async def test_an_owner_that_comes_between_reading_and_stopping_is_seen(server, kind, make, monkeypatch):
     paused, owner = make(shared=True), make(shared=True)
     await paused.ensure_ready(0, order(5), 10)

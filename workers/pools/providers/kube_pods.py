@@ -114,12 +114,8 @@ class PodsProvider(Provider):
     async def owned(self, fence: int) -> None:
         pods, _ = await self._api.list(self._pods, labels=self._plan.selector)
         for pod in pods:
-            if fence_of(pod) < fence and state_of(pod).runs:
-                try:
-                    await self._fence(pod, fence)
-                except KubeFault as fault:
-                    if fault.status not in (404, 409):
-                        raise
+            if state_of(pod).runs:
+                await self._fence(pod, fence)
 
     async def show(self, phase: PoolPhase, reason: str) -> None:
         """In the VLLMModel's status; what keeps that from being written is logged, and nothing else."""
@@ -170,6 +166,8 @@ class PodsProvider(Provider):
                 # where others have the pool too, one that serves them is theirs as much as ours
                 if not (self._terms.shared and state.phase is PodPhase.READY):
                     made.append(there)
+                if fence_of(there) < order.fence:
+                    await self._fence(there, order.fence)
                 return there
             if state.phase is not PodPhase.ENDING:
                 # one that has ended is nobody's any more
@@ -328,11 +326,24 @@ class PodsProvider(Provider):
             return None
 
     async def _fence(self, pod: Json, fence: int) -> None:
-        meta = {
-            "resourceVersion": pod["metadata"]["resourceVersion"],
-            "annotations": {FENCE_NOTE: str(fence)},
-        }
-        await self._api.merge(PODS.at(self._plan.namespace, pod["metadata"]["name"]), {"metadata": meta})
+        """Have a Pod refuse lower ones: of the version that was read, so that none that was higher is lowered."""
+        name, uid = pod["metadata"]["name"], _uid(pod)
+        for _ in range(_TRIES):
+            if fence_of(pod) >= fence or _uid(pod) != uid:
+                return
+            version = pod["metadata"]["resourceVersion"]
+            meta = {"resourceVersion": version, "annotations": {FENCE_NOTE: str(fence)}}
+            try:
+                await self._api.merge(PODS.at(self._plan.namespace, name), {"metadata": meta})
+                return
+            except KubeFault as fault:
+                if fault.status not in (404, 409):
+                    raise
+            now = await self._find(name, self._terms.clock() + self._terms.margin_s)
+            if now is None:
+                return
+            pod = now
+        raise ProviderFault(f'Pod "{name}" changes too often to be owned')
 
     def _seen(self, name: str, found: Json | None) -> None:
         uid = self._running.get(name)

@@ -61,7 +61,9 @@ class ScaleProvider(Provider):
         last = [f"{self._place.words} has not been scaled"]
         try:
             async with asyncio.timeout(timeout_s):
-                raised = await self._at_least(member + 1, order, timeout_s)
+                raised = await self._at_least(member + 1, timeout_s)
+                if order.fence and not raised:
+                    await self.owned(order.fence)
                 await self._until_ready(member, last)
                 last[0] = f"{self._place.words} is ready, but its server does not answer with 2xx"
                 await self._reach.until_healthy(member)
@@ -128,7 +130,7 @@ class ScaleProvider(Provider):
 
     # ---- the number of replicas
 
-    async def _at_least(self, count: int, order: Order, timeout_s: float) -> bool:
+    async def _at_least(self, count: int, timeout_s: float) -> bool:
         """Whether the number had to be raised."""
         for _ in range(_TRIES):
             found = await self._read(timeout_s)
