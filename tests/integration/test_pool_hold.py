@@ -16,6 +16,7 @@ import yaml
 from msgspec.structs import replace
 
 from penstock.cache.pool_table import PoolPhase
+from penstock.gateway.hold import PORTION
 
 from ..support.asking import Question, Reply
 from ..support.asking import ask as asking_for
@@ -62,6 +63,12 @@ def demand(plane: DataPlane, model: int = 0) -> int:
 
 def wait_demand(plane: DataPlane, count: int, model: int = 0) -> None:
     wait_until(lambda: demand(plane, model) == count, what=f"a demand of {count}")
+
+
+def lefts(plane: DataPlane) -> list[bool]:
+    """Of each request whether its client has left while it goes on; to be called on the plane's loop."""
+    watch = plane.worker.watch
+    return [life.left for life in (*watch._young, *watch._old)]  # type: ignore[attr-defined]
 
 
 class Getting:
@@ -155,6 +162,27 @@ def test_those_who_wait_go_on_in_the_order_in_which_they_came(sim: Simulator, st
 
     asyncio.run(every())
     assert order == list(range(20))
+
+
+def test_a_newcomer_does_not_overtake_those_that_are_still_to_go_on(stack: ExitStack) -> None:
+    server = stack.enter_context(simulator(model="m", canned=True))
+    plane, pool = plane_of(stack, pooled(server.url))
+    lines = [ask(stack, plane, number) for number in range(PORTION + 2)]
+    wait_demand(plane, len(lines))
+    plane.wait_for(requests=len(lines))
+    plane.ticks = False
+    pool.phase(PoolPhase.READY)
+
+    def tick() -> None:
+        plane.call(lambda: plane.worker.tick(plane.worker.clock(), 0.0))
+
+    tick()
+    wait_demand(plane, 2)
+    lines.append(ask(stack, plane, "new"))
+    wait_demand(plane, 3)  # though the pool is ready and has places
+    tick()
+    plane.ticks = True
+    assert {line.receive().status for line in lines} == {200}
 
 
 def test_a_thousand_at_once_are_all_answered(stack: ExitStack) -> None:
@@ -386,7 +414,8 @@ def test_followers_wait_as_long_and_survive_their_leader(sim: Simulator, stack: 
     follower = ask(stack, plane)
     plane.wait_for(requests=2, following=1)
     leader.socket.close()
-    plane.wait_for(demand=1)
+    wait_until(lambda: any(plane.call(lambda: lefts(plane))), what="its leaving is seen")
+    assert demand(plane) == 1
     pool.phase(PoolPhase.READY)
     answer = follower.receive()
     assert (answer.status, answer.cache) == (200, "COALESCED")
