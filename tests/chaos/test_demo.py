@@ -14,7 +14,7 @@ def test_after_an_idle_time_no_server_runs_a_hit_wakes_none_and_something_new_do
         wait_until(lambda: "Ctrl-C" in proc.log(), what="the greeting")
         _, sleeper, other = commands(proc.log())
         assert ask(sleeper)["x-penstock-cache"] == "MISS"
-        wait_until(lambda: "no server runs" in proc.log(), 60, "the end of the idle server")
+        wait_until(lambda: "sleeper: no server runs" in proc.log(), 60, "the end of the idle server")
         assert ask(sleeper)["x-penstock-cache"] == "HIT-L1"
         wait_until(lambda: "none was started for it" in proc.log(), what="the hit")
         woken = ask(other)
