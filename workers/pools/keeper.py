@@ -82,6 +82,7 @@ class Keeper:
         self._waiting_since: float | None = None
         self._watching: tuple[list[Server], list[Server]] | None = None
         self._shown_phase = PoolPhase.NONE
+        self._telling: set[asyncio.Future[None]] = set()
         #: whether it is known what runs, so that the machine may be asked
         self.ticks = False
         self._retired = False
@@ -206,6 +207,9 @@ class Keeper:
         if machine.phase is not self._shown_phase:
             self._say(self._shown_phase, machine.phase, row)
             self._shown_phase = machine.phase
+            telling = asyncio.ensure_future(self.provider.show(machine.phase, machine.reason))
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
         self._watch_over()
 
     def _say(self, before: PoolPhase, after: PoolPhase, row: PoolRow) -> None:
@@ -294,7 +298,7 @@ class Keeper:
     async def close(self) -> None:
         """Let go of everything; servers stay as they are."""
         self.ticks = False
-        tasks = [one for one in (self._adopting, self._replacing) if one is not None]
+        tasks = [one for one in (self._adopting, self._replacing, *self._telling) if one is not None]
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -310,6 +314,7 @@ class Keeper:
         await asyncio.wait([self._adopting])
         await self.watch.close()
         await self.hand.stop_all()
+        await self.provider.show(PoolPhase.OFF, "")
         await self.close()
 
     def inflight(self) -> int:
