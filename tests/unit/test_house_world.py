@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.workers.pools.footprints import Footprint
@@ -188,7 +188,7 @@ def models_of(draw: st.DrawFn) -> list[Model]:
     return made
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=settings.default.max_examples // 20)
 @given(st.data())
 def test_never_over_memory_never_a_stop_under_work_and_nobody_waits_for_ever(data: st.DataObject):
     models = data.draw(models_of())

@@ -63,7 +63,8 @@ class Lodger:
             if was is MemberPhase.OFF and member in running and not running[member].stale:
                 self._keys.setdefault(member, key)
             self._learn(member, was, phase, now, footprints)
-            self._since[member] = now
+            if phase is not MemberPhase.STARTING:  # which began when it was granted
+                self._since[member] = now
             if phase is MemberPhase.OFF:
                 self._asleep.discard(member)
                 for kept in (self._keys, self._since, self._measured):
