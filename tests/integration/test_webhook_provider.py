@@ -349,3 +349,16 @@ async def test_a_receiver_is_verified_by_the_systems_authorities(
         await known.post({}, "k", 5.0)
         await known.close()
         assert len(heard.posts) == 1
+
+
+def test_the_verifier_of_the_docs_is_the_one_that_is_tested():
+    page = (Path(__file__).parents[2] / "docs" / "pools.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    told: dict[str, Any] = {}
+    exec(compile(code, "docs/pools.md", "exec"), told)
+    header = sign(SECRET, b"{}", 1000)
+    assert told["verify"](SECRET, header, b"{}", 1299)
+    assert not told["verify"](SECRET, header, b"{}", 1301)
+    assert not told["verify"](SECRET, header, b"[]", 1000)
+    assert not told["verify"]("other", header, b"{}", 1000)
+    assert not told["verify"](SECRET, "", b"{}", 1000)

@@ -1,0 +1,77 @@
+"""A pool that somebody else starts and stops, behind the real gateway: what is told, and what clients see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from tests.integration.test_webhook_provider import Fleet, fleet
+from tests.support.gateway import Gateway, gateway
+from tests.support.pool_gateway import ask, kill_controller, phases, wait_phase
+from tests.support.procs import wait_until
+from tests.support.receiver import SECRET, Answer, Receiver
+
+
+@contextmanager
+def pooled(servers: Fleet, heard: Receiver, **terms: Any) -> Iterator[Gateway]:
+    settings = {
+        "provider": "webhook",
+        "url": heard.url,
+        "secret_env": "HOOK_SECRET",
+        "timeout_s": 2,
+        "ready_timeout_s": 20,
+        "stop_timeout_s": 5,
+        "idle_timeout_s": 100,
+        **terms,
+    }
+    backends = [{"url": url} for url in servers.urls]
+    config = {"models": {"m": {"pool": settings, "backends": backends}}}
+    with gateway(config, env={"HOOK_SECRET": SECRET}) as g:
+        yield g
+
+
+def test_from_zero_to_an_answer_and_to_zero_again_with_a_receiver_that_fails_twice():
+    with fleet() as (servers, heard):
+        heard.answers = [Answer(status=503), Answer(drop=True)]
+        with pooled(servers, heard, idle_timeout_s=0.5) as g, ThreadPoolExecutor(8) as work:
+            asked = [work.submit(ask, g) for _ in range(8)]
+            assert [one.result().status_code for one in asked] == [200] * 8
+            wait_phase(g, "off")
+            assert not servers.procs
+            assert phases(g) == ["off", "starting", "ready", "draining", "stopping", "off"]
+    assert [(fields["action"], fields["replicas"]) for fields in heard.acted] == [("start", 1), ("stop", 0)]
+    assert len(heard.posts) == 4
+    assert all(post.genuine for post in heard.posts)
+    fences = [fields["fence"] for fields in heard.acted]
+    assert fences == sorted(fences)
+
+
+def test_a_receiver_that_refuses_is_503_with_its_words_and_the_next_success_serves():
+    with fleet() as (servers, heard):
+        heard.answers = [Answer(status=422, body=b'{"detail": "quota of GPUs exceeded"}')]
+        with pooled(servers, heard) as g:
+            answer = ask(g)
+            assert answer.status_code == 503
+            assert "webhook answered 422: quota of GPUs exceeded" in answer.json()["error"]["message"]
+            wait_phase(g, "off")
+            assert ask(g).status_code == 200
+
+
+def test_a_killed_controllers_successor_sees_the_server_and_starts_none():
+    with fleet() as (servers, heard), pooled(servers, heard) as g:
+        assert ask(g).status_code == 200
+        kill_controller(g)
+        assert ask(g).status_code == 200
+        wait_phase(g, "ready")
+        assert [fields["action"] for fields in heard.acted] == ["start"]
+
+
+def test_a_server_that_is_gone_without_a_word_is_asked_for_again():
+    with fleet() as (servers, heard), pooled(servers, heard) as g:
+        assert ask(g).status_code == 200
+        servers.procs.pop(0).stop()
+        wait_until(lambda: "off" in phases(g)[1:])
+        assert ask(g).status_code == 200
+        assert [fields["action"] for fields in heard.acted].count("start") == 2
