@@ -60,6 +60,8 @@ def _of_one(path: str, model: Model, environ: Mapping[str, str]) -> Iterator[Fau
         yield f"{path}.backends", "the pool's servers are its backends", "remove them, or remove `pool`"
     if not places_itself(model) and not model.backends:
         yield f"{path}", "`backends` is missing", "say where the pool's servers answer"
+    if model.max_queue == 0:
+        yield f"{path}.max_queue", "nobody could wait for the pool's servers to wake", "raise it"
     if pool.min > pool.max:
         yield f"{path}.pool.min", "larger than `max`", "lower it, or raise `max`"
     if pool.sleep_after_s is not None and pool.sleep_after_s >= pool.idle_timeout_s:

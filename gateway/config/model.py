@@ -156,7 +156,12 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         ),
     ] = 100
     max_queue: Annotated[
-        int, Meta(ge=0, le=1_000_000, description="Requests that may wait for a place; the next gets 429.")
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="Requests that may wait for a place, or for a `pool` to wake; the next gets 429.",
+        ),
     ] = 1000
     queue_timeout_s: Annotated[Duration, Meta(description="A request that waited this long gets 504.")] = 60.0
     timeouts: Annotated[Timeouts, Meta(description="Deadlines towards its backends.")] = Timeouts()

@@ -348,7 +348,7 @@ def test_an_open_breaker_is_waited_for_not_told(sim: Simulator, stack: ExitStack
 
 def test_a_member_that_is_not_ready_is_not_asked(sim: Simulator, stack: ExitStack) -> None:
     plane, pool = plane_of(stack, pooled(f"http://127.0.0.1:{free_port()}", sim.url))
-    pool.members(PoolPhase.STARTING, PoolPhase.READY)
+    pool.members(PoolPhase.DRAINING, PoolPhase.READY)
     pool.pool(PoolPhase.READY, ready=1)
     answers = [ask(stack, plane, number).receive() for number in range(6)]
     assert {(a.status, a.header("x-penstock-attempts")) for a in answers} == {(200, "1")}

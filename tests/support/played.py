@@ -51,8 +51,9 @@ class Played:
 
     def members(self, *phases: PoolPhase) -> None:
         """Show what each of its servers does, in the order of the backends; the pool's own state stays."""
+        answers = (PoolPhase.READY, PoolPhase.DRAINING)
         for row, phase in zip(self._rows, phases, strict=True):
-            self._board.place(row, phase, UP if phase is PoolPhase.READY else DOWN)
+            self._board.place(row, phase, UP if phase in answers else DOWN)
 
     def fail(self, reason: str, again_s: float = 0.0) -> None:
         """A wake has failed; the next one may begin in `again_s`."""

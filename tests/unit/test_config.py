@@ -326,6 +326,10 @@ BROKEN = [
         'models:\n  m: {aliases: ["a\\nb"], backends: [{url: http://h}]}',
         "$.models.m.aliases[0]: not a model's name",
     ),
+    (
+        "models:\n  m: {max_queue: 0, pool: {provider: process, command: [vllm]}}",
+        "$.models.m.max_queue: nobody could wait for the pool's servers to wake; raise it",
+    ),
 ]
 
 
