@@ -43,7 +43,7 @@ async def agreed(nodes: Nodes, owner: SharingNode, other: SharingNode) -> None:
     await nodes.idle(owner)
     owner.becomes(PoolPhase.DRAINING)
     await nodes.until(lambda: other.others.draining, "the other sees the drain")
-    other.becomes(PoolPhase.DRAINING)
+    other.becomes(PoolPhase.DRAINING, READY)  # as its machine has it: the pool drains, the member does not
     await nodes.until(lambda: owner.others.drained, "the other is through")
 
 
@@ -126,9 +126,10 @@ async def test_a_wake_has_one_key_from_all_nodes_and_another_after_each_stop(
             node.becomes(PoolPhase.READY)
         await agreed(nodes, owner, other)
         await nodes.confirmed(owner)
-        for node in nodes.all:
-            node.becomes(PoolPhase.OFF)
+        owner.becomes(PoolPhase.OFF)
         await nodes.until(lambda: other.others.stops == (1,), "the other knows")
+        await nodes.until(lambda: not other.others.draining, "it is over")
+        other.becomes(PoolPhase.OFF)
         second = owner.order("start")
         assert second.key == other.order("start").key != first.key
         assert second.fence >= first.fence
@@ -199,7 +200,6 @@ async def test_with_redis_away_nobody_may_stop_and_anybody_may_start(
         again = await nodes.owner()
         assert again.metric("penstock_pool_fence") > fence, "the empty one that replaced it"
         assert again.metric("penstock_pools_lease_store_up") == 1
-        assert again.others.busy, "there may be nodes that have not been heard of yet"
 
 
 async def test_redis_that_hangs_proves_nothing(server: RedisServer, store: Callable[[], LeaseStore]) -> None:

@@ -75,12 +75,16 @@ class Agreement:
             if was is MemberPhase.STARTING and (member >= len(members) or members[member] is OFF):
                 self._used.add(self._epoch(member))
         self._load, self._phase, self._members = load, phase, tuple(members)
-        for member, phase_now in enumerate(members):
-            if phase_now is READY:
-                self._used.add(self._epoch(member))
+        self._used |= {self._epoch(member) for member in self._running()}
         self._look_drained(now)
         after = (self._was_busy, self._drained, self._wanted_drain())
         return (before[0] is not after[0] and self._anyone_drains()) or before[1:] != after[1:]
+
+    def _running(self) -> tuple[int, ...]:
+        """Members that serve here; in a drain of the pool they may be stopped already."""
+        if self._phase is not PoolPhase.READY:
+            return ()
+        return tuple(i for i, phase in enumerate(self._members) if phase is READY)
 
     def _anyone_drains(self) -> bool:
         return self._lease is not None and bool(self._lease.members)
@@ -126,7 +130,7 @@ class Agreement:
             busy=self._busy,
             works=self._works,
             load=load.waiting + load.queued + load.running,
-            running=tuple(i for i, phase in enumerate(self._members) if phase is READY),
+            running=self._running(),
             drained=self._drained,
             fence=self._fence,
             left=left and not self._was_busy,

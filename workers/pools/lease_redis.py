@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from redis.exceptions import NoScriptError
 from ...cache.redis_client import Client, RedisSettings, client, close, eviction_policy
 from ..redis_bell import FAULTS, RedisBell, cancelled, said
 from .lease import MOST_NODES, LeaseStoreFault, Seen, Told, Word, lease_of, pack, word_of
+
+log = logging.getLogger(__name__)
 
 KEPT_MS = 30 * 86_400_000
 """A pool that nobody has spoken of for so long is forgotten."""
@@ -53,6 +56,7 @@ class RedisLeases:
         self._redis: Client = client(settings)
         self._prefix = f"{prefix}:{{pools}}:"
         self._channel = f"{prefix}:pools"
+        self._judged = False
         self._bell = RedisBell(self._channel, asyncio.Event(), "pools", _POLL_S)
 
     async def exchange(self, node: str, told: Mapping[str, Told]) -> Mapping[str, Seen]:
@@ -64,6 +68,9 @@ class RedisLeases:
         keys = [f"{self._prefix}{pool}" for pool in told]
         try:
             answer = await self._ask(keys, words)
+            if not self._judged:
+                self._judged = True
+                await self._judge()
             floor = int(answer[0])
             return {
                 pool: _seen(bool(answer[1 + 2 * i]), answer[2 + 2 * i], floor) for i, pool in enumerate(told)
@@ -81,6 +88,16 @@ class RedisLeases:
             raise ValueError("not what the script gives")
         return list(answer)
 
+    async def _judge(self) -> None:
+        """Say so when this Redis may drop leases to make room."""
+        policy = await eviction_policy(self._redis)
+        if policy not in (None, "noeviction"):
+            log.warning(
+                "pools_evictable: a full Redis forgets whose pools are; give pools.redis one whose "
+                "maxmemory-policy is noeviction, not %s",
+                policy,
+            )
+
     async def ring(self) -> None:
         try:
             await self._bell.ring(self._redis)
@@ -90,14 +107,6 @@ class RedisLeases:
     async def listen(self, look: asyncio.Event) -> None:
         while not cancelled():
             await RedisBell(self._channel, look, "pools", _POLL_S).listen(self._redis)
-
-    async def judge(self) -> str | None:
-        """What is wrong with this Redis for leases, None when nothing is known to be."""
-        try:
-            policy = await eviction_policy(self._redis)
-        except FAULTS:
-            return None
-        return None if policy in (None, "noeviction") else f"maxmemory-policy is {policy}, not noeviction"
 
     async def close(self) -> None:
         await close(self._redis)

@@ -80,6 +80,11 @@ class Machine:
         """The phase of each member; longer than `max` while members end that a new configuration has no place for."""
         return [member.phase for member in self._members]
 
+    @property
+    def preloads(self) -> bool:
+        """Whether it wants room for nothing but the start that the configuration has it begin with."""
+        return self._preload and not (self._woken or self._load.waiting or self.terms.min)
+
     def step(self, event: Event, now: float) -> list[Effect]:
         """One event; what is to be done about it. Events about a member that does something else mean nothing."""
         now = self._now = max(now, self._now)
@@ -271,7 +276,7 @@ class Machine:
     def _look_members(self, now: float) -> None:
         """Whether the pool has a member too many, or one too few."""
         terms, load, within = self.terms, self._load, self._within()
-        work = load.waiting + load.queued + load.running
+        work = load.waiting + load.queued + load.running + self._others.load
         self._end_surplus(now)
         leaving = [m for m in within if m.drains_alone]
         ready = [i for i, m in enumerate(within) if m.phase is READY]
