@@ -22,6 +22,11 @@ def wants(since: float = NOW - 1, **more: Any) -> View:
     return View((MemberView(OFF),), 1, waiting=1, oldest_s=since, **terms)
 
 
+def preloads() -> View:
+    """A pool that is to be started with the gateway, and nobody waits for."""
+    return View((MemberView(OFF),), 1, True, need_bytes=GIB, start_s=5.0, leave_s=1.0)
+
+
 def runs(
     *gpus: int, phase: MemberPhase = READY, used: float = LONG_AGO, running: int = 0, **more: Any
 ) -> View:
@@ -100,7 +105,9 @@ def test_a_pool_whose_servers_are_elsewhere_takes_no_device():
 
 
 def test_one_that_sleeps_wakes_where_it_is_and_only_if_there_is_room():
-    asleep = View((MemberView(ASLEEP, (1,)),), 1, 1, NOW, need_bytes=GIB, asleep_bytes=GIB // 8)
+    asleep = View(
+        (MemberView(ASLEEP, (1,)),), 1, waiting=1, oldest_s=NOW, need_bytes=GIB, asleep_bytes=GIB // 8
+    )
     assert decide([4 * GIB, GIB], a=asleep) == [Grant("a", (1,))]
     assert decide([4 * GIB, GIB], a=asleep, b=runs(1, running=1, need_bytes=GIB // 2)) == []
 
@@ -173,6 +180,14 @@ def test_one_that_sleeps_leaves_as_well():
 
 def test_a_start_is_never_broken_off():
     assert decide([GIB], a=wants(LONG_AGO), b=runs(0, phase=STARTING)) == []
+
+
+def test_nobody_leaves_for_a_pool_that_nobody_waits_for_and_others_come_first():
+    house = House([Device(0, GIB)])
+    assert house.decide(NOW, {"a": preloads(), "b": runs(0)}) == []
+    assert house.decide(NOW + 900, {"a": preloads(), "b": runs(0)}) == []
+    assert house.decide(NOW + 901, {"a": preloads(), "b": wants(NOW)}) == [Grant("b", (0,))]
+    assert house.decide(NOW + 902, {"a": preloads()}) == [Grant("a", (0,))]
 
 
 # ---- groups, and how many run

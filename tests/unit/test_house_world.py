@@ -149,6 +149,16 @@ def test_servers_that_sleep_leave_room_for_others_and_wake_into_it():
     assert not world.evictions
 
 
+def test_of_pools_that_are_preloaded_those_start_that_there_is_room_for():
+    world = World([2 * GIB], three("abc", preload=True))
+    world.run(60)
+    assert world.starts == ["a", "b"]
+    world.send(Request("c", 61.0, 1.0))
+    world.run(120)
+    assert world.starts == ["a", "b", "c"]
+    assert world.open() == 0
+
+
 # ---- whatever comes
 
 SIZES = st.sampled_from([GIB // 4, GIB // 2, GIB, 2 * GIB])

@@ -68,6 +68,8 @@ class House:
                 made.append(Grant(name, gpus, name in self._cleared))
                 self._forget(name)
                 continue
+            if views[name].patient:
+                continue
             victims = self._idle_ones(now, name, views, floor, told)
             if victims is not None:
                 self._clear(name, victims, floor, told, made, views)
@@ -84,7 +86,7 @@ class House:
     # ---- who wants what
 
     def _wanting(self, now: float, views: Mapping[str, View]) -> list[str]:
-        """Pools that want room, those without any server first, by the age of what they wait for."""
+        """Pools that want room: those without any server first, patient ones last, by the age of what they wait for."""
         for name in [*self._asked]:
             if name not in views or not views[name].wants_room:
                 self._forget(name)
@@ -92,7 +94,10 @@ class House:
             if view.wants_room:
                 since = self._asked.get(name, now)
                 self._asked[name] = min(since, view.oldest_s if view.oldest_s is not None else since)
-        return sorted(self._asked, key=lambda name: (_grows(views[name]), self._asked[name], name))
+        return sorted(
+            self._asked,
+            key=lambda name: (_grows(views[name]) + 2 * views[name].patient, self._asked[name], name),
+        )
 
     def _forget(self, name: str) -> None:
         self._asked.pop(name, None)

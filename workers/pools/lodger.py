@@ -8,12 +8,15 @@ used before it came, and that only while it is alone on the device.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 
 from .footprints import Footprints
 from .inventory import Inventory
 from .keeper import Keeper
 from .words import MemberPhase
+
+log = logging.getLogger(__name__)
 
 AGAIN_S = 60.0
 """A member that does nothing else than before is measured again so often."""
@@ -108,7 +111,11 @@ class Lodger:
             if last is not None and last[0] is phase and now - last[1] < AGAIN_S:
                 continue
             self._measured[member] = (phase, now)
-            pids = set(await asyncio.to_thread(self.keeper.provider.pids, member))
+            try:
+                pids = set(await asyncio.to_thread(self.keeper.provider.pids, member))
+            except OSError as fault:
+                log.debug("pids_unknown pool=%s member=%d: %s", self.keeper.name, member, fault)
+                pids = set()
             sizes = [self._size(member, index, pids, inventory, alone) for index in gpus]
             if sizes and all(sizes):
                 footprints.saw(key, max(sizes), asleep=phase is MemberPhase.ASLEEP)

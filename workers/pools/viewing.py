@@ -46,6 +46,7 @@ def view_of(
     return View(
         members=tuple(members),
         wants_room=machine.wants_room,
+        patient=machine.preloads,
         waiting=load.waiting,
         oldest_s=load.oldest_s,
         running=load.queued + load.running + int(busy_elsewhere),

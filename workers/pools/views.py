@@ -28,9 +28,10 @@ class MemberView:
 class View:
     """One pool at one moment.
 
-    wants_room: members it would start or wake. waiting: requests held for it; oldest_s: since when the one does that
-    waits longest. running: requests queued or in flight, here or at another node. last_used_s: when it had work last.
-    ready_since_s: since when it is ready, None while it is not.
+    wants_room: members it would start or wake; patient: only where there is room, nobody has to leave.
+    waiting: requests held for it; oldest_s: since when the one does that waits longest. running: requests queued or in
+    flight, here or at another node. last_used_s: when it had work last. ready_since_s: since when it is ready, None
+    while it is not.
 
     gpus: how many each member takes; need_bytes: what of each of them, None where nobody knows: all of it.
     asleep_bytes: the same of a member that sleeps. min: members that always run. local: its servers run on this node.
@@ -40,6 +41,7 @@ class View:
 
     members: tuple[MemberView, ...]
     wants_room: int = 0
+    patient: bool = False
     waiting: int = 0
     oldest_s: float | None = None
     running: int = 0
