@@ -13,7 +13,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 20, 58, 46
 _HEAD = 34
 
 # Colours after Okabe and Ito, told apart by colour-blind readers too; with dashes for those who see none.
-_USED, _ALWAYS = ("GPU-hours used", "#0072b2", ""), ("always on", "#999999", "6 3")
+_USED, _ALWAYS = ("used", "#0072b2", ""), ("always on", "#999999", "6 3")
 _WAITS = (("p50", "#009e73", "", 0.5), ("p95", "#e69f00", "8 3", 0.95), ("p99", "#d55e00", "2 3", 0.99))
 
 Line = tuple[str, str, str, Sequence[float]]
@@ -40,7 +40,7 @@ def svg(title: str, outcomes: Sequence[tuple[float, Outcome]]) -> str:
             f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
             f'<text x="16" y="24" font-size="16" font-weight="bold">Idle timeouts: {escape(title[:80])}</text>',
             f'<g transform="translate(0 {_HEAD})">',
-            _panel("GPU-hours (at the points: cold starts)", xs, costs, lambda v: f"{v:g}", notes),
+            _panel("GPU-hours; at the points: cold starts", xs, costs, lambda v: f"{v:g}", notes),
             f'</g><g transform="translate({_WIDTH} {_HEAD})">',
             _panel("Wait until a server takes the request", xs, waits, lambda v: f"{v:g} s", []),
             "</g></svg>\n",
