@@ -65,7 +65,10 @@ def _rooted(config: Config, folder: Path) -> Config:
         keys = replace(keys, file=str(folder / keys.file))
     elif keys is not None and keys.redis is not None:
         keys = replace(keys, redis=_reached(keys.redis, folder))
-    return replace(config, listen=listen, models=models, cache=cache, limits=limits, keys=keys)
+    pools = config.pools
+    if pools.redis is not None:
+        pools = replace(pools, redis=_reached(pools.redis, folder))
+    return replace(config, listen=listen, models=models, cache=cache, limits=limits, keys=keys, pools=pools)
 
 
 def _reached(server: Server, folder: Path) -> Server:
