@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from tests.support.gateway import with_environment
 from tests.support.procs import is_running, wait_until
 
 SERVER = (sys.executable, tiny_server.__file__, "{port}")
+PORTS = ports.Ports(random.SystemRandom().randrange)
 Make = Callable[..., ProcessProvider]
 
 
@@ -39,7 +41,9 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
     ):
         pool = ProcessPool(command=(*command, *does), **{"stop_timeout_s": 5.0, **terms})  # type: ignore[arg-type]
         environ = {**os.environ, "THIS_TEST": str(tmp_path)}
-        one = ProcessProvider("m", pool, config or Config(models={}), environ=environ, state=tmp_path)
+        one = ProcessProvider(
+            "m", pool, config or Config(models={}), environ=environ, state=tmp_path, ports=PORTS
+        )
         made.append(one)
         return one
 
@@ -255,11 +259,12 @@ async def test_what_was_told_to_end_is_not_taken_over_but_seen_off(make: Make, t
 
 
 _KILLED = """
-import asyncio, os, signal, sys
+import asyncio, os, random, signal, sys
 from pathlib import Path
 from penstock.gateway.config import Config
 from penstock.gateway.config.pool import ProcessPool
 from penstock.workers.pools.processes import child, record
+from penstock.workers.pools.processes.ports import Ports
 from penstock.workers.pools.providers.base import Order
 from penstock.workers.pools.providers.process import ProcessProvider
 
@@ -284,7 +289,8 @@ elif step == "opened":  # told to go
 
 async def main():
     pool = ProcessPool(command=(sys.executable, server, "{port}"))
-    provider = ProcessProvider("m", pool, Config(models={}), environ=dict(os.environ), state=state)
+    told = {"environ": dict(os.environ), "state": state, "ports": Ports(random.randrange)}
+    provider = ProcessProvider("m", pool, Config(models={}), **told)
     await provider.ensure_ready(0, Order("k"), 20)
     die()
 
@@ -360,7 +366,7 @@ def test_it_works_under_uvloop(tmp_path: Path) -> None:
     async def life() -> None:
         pool = ProcessPool(command=SERVER)
         environ = {**os.environ, "THIS_TEST": str(tmp_path)}
-        provider = ProcessProvider("m", pool, Config(models={}), environ=environ, state=tmp_path)
+        provider = ProcessProvider("m", pool, Config(models={}), environ=environ, state=tmp_path, ports=PORTS)
         ended: asyncio.Queue[str] = asyncio.Queue()
         provider.ended = lambda member, reason: ended.put_nowait(reason)
         await provider.ensure_ready(0, ORDER, 20)

@@ -8,8 +8,9 @@ It refuses to know why anything is to be done.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from typing import Any
 
 from ...gateway.config.pool import Pool
@@ -271,11 +272,10 @@ class Hand:
 
     async def stop_all(self) -> None:
         """End every server, whatever else is going on: the gateway stops, or the pool is no longer configured."""
+        found = {*self._tasks, *self.running}
         await self.let_go()
-        try:
-            found: Mapping[int, Running] = {**self.running, **await self.provider.status()}
-        except ProviderFault:
-            found = self.running
+        with contextlib.suppress(ProviderFault):
+            found |= {*await self.provider.status()}
 
         async def end(member: int) -> None:
             order = self._ownership.order(self.name, "stop", member)

@@ -81,7 +81,6 @@ class Keeper:
         self._servers = Servers(name, ground.published(), self.pool.max)
         self._waiting_since: float | None = None
         self._watching: tuple[list[Server], list[Server]] | None = None
-        self._shown_phase = PoolPhase.NONE
         self._telling: set[asyncio.Future[None]] = set()
         #: whether it is known what runs, so that the machine may be asked
         self.ticks = False
@@ -94,6 +93,7 @@ class Keeper:
         )
         index = self.index
         row = self._showing.read(index) if index is not None else None
+        self._shown_phase = PoolPhase(row.phase) if row is not None else PoolPhase.NONE
         self._adopting = asyncio.ensure_future(adoption.run(row, self._begin))
 
     def _terms(self) -> Terms:
@@ -266,7 +266,10 @@ class Keeper:
         assert model.pool is not None
         self.pool, self._max_concurrent = model.pool, model.max_concurrent
         self.hand.pool = model.pool
-        for effect in self.machine.swap(self._terms(), self._ground.now()):
+        effects = self.machine.swap(self._terms(), self._ground.now())
+        if self.ticks:
+            self._show()
+        for effect in effects:
             self.hand.do(effect)
         if provider is not None:
             before = self._replacing

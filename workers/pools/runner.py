@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from ...cache.pool_table import PoolPhase
 from ...cache.slots import SlotInfo
 from ...gateway.config import Model, Published
-from ...gateway.config.pool import ProcessPool
+from ...gateway.config.pool import DockerPool, ProcessPool
 from .. import store
 from . import state
 from .ground import Ground
@@ -27,7 +28,9 @@ from .keeper import SETTLED_NS, Keeper
 from .nvml import Nvml
 from .ownership import Alone, Ownership
 from .processes.leftover import end_unwanted
+from .processes.ports import Ports
 from .providers.base import Provider
+from .providers.docker_strays import end_strays
 from .providers.make import Site, provider_of
 from .rooms import Rooms
 from .shared import Shared, is_shared
@@ -56,6 +59,7 @@ class PoolsRunner:
         self._ground = ground
         self._make = make
         self._alone = Alone(token, wall_ns)
+        self._ports = Ports(random.SystemRandom().randrange)
         self._shared = shared
         self._rooms = Rooms(ground, nvml)
         self._models: dict[str, Model] = {}
@@ -63,7 +67,7 @@ class PoolsRunner:
         self._retired: dict[tuple[str, str], tuple[Keeper, asyncio.Task[None]]] = {}
         self._changed = asyncio.Event()
         self._coming: asyncio.Task[None] | None = None
-        self._unwanted: asyncio.Task[None] | None = None
+        self._unwanted: asyncio.Future[Any] | None = None
 
     async def run(self) -> None:
         """Keep the pools until cancelled."""
@@ -76,7 +80,15 @@ class PoolsRunner:
     async def _ticking(self) -> None:
         loop = asyncio.get_running_loop()
         wanted = {name for name, model in self._models.items() if isinstance(model.pool, ProcessPool)}
-        self._unwanted = asyncio.ensure_future(end_unwanted(self._ground.state, wanted))
+        sockets = {
+            name: model.pool.socket
+            for name, model in self._models.items()
+            if isinstance(model.pool, DockerPool)
+        }
+        state_folder = self._ground.state
+        self._unwanted = asyncio.gather(
+            end_unwanted(state_folder, wanted), end_strays(state_folder, sockets), return_exceptions=True
+        )
         while True:
             if not self._keepers:
                 self._changed.clear()
@@ -140,7 +152,7 @@ class PoolsRunner:
 
     def _site(self, name: str, model: Model, published: Published) -> Site:
         ground = self._ground
-        return Site(name, model, published.told, ground.environ, ground.state, ground.published)
+        return Site(name, model, published.told, ground.environ, ground.state, self._ports, ground.published)
 
     def _keep(self, name: str, site: Site) -> None:
         kind = type(site.model.pool).__name__

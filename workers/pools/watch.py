@@ -34,7 +34,8 @@ _MOST_BYTES = 1 << 20
 class Watch:
     """Watches the servers of one pool. Needs a running loop.
 
-    silent: told of a server that does not answer, and again when it does. gone: told of one that is, with the reason.
+    silent: told of a server that does not answer, and again when it does. gone: told of one that is, with the reason;
+    again and again, until it is watched no more or answers.
     """
 
     def __init__(
@@ -111,9 +112,7 @@ class Watch:
                 await asyncio.sleep(AGAIN_S)
                 fault = await self._probe(target)
                 if fault is not None and fault.refused:
-                    log.warning("pool_server_gone backend=%s: %s", target.name, fault)
                     self._gone(server, str(fault))
-                    return
             if fault is None:
                 good_s = began
                 if is_silent:
@@ -127,7 +126,6 @@ class Watch:
                     self._silent(server, True)
                 if clock() - good_s >= self._gone_s:
                     self._gone(server, f"it has not answered for {self._gone_s:g} s: {fault}")
-                    return
             await asyncio.sleep(max(0.0, EVERY_S - (clock() - began)))
 
     async def _probe(self, target: Target) -> _Fault | None:
@@ -163,7 +161,6 @@ class Watch:
                 await asyncio.sleep(AGAIN_S)
                 if await _refuses(target.key.url):
                     self._gone(server, "it refuses connections")
-                    return
             await asyncio.sleep(ASLEEP_EVERY_S)
 
 

@@ -17,10 +17,16 @@ from .child import LOOK_S, reap
 from .record import Record, read_all, remove
 
 
-class LeftOver:
-    """Processes on record in a state folder, as far as `concerns` says so."""
+def _ends_with_the_gateway(record: Record) -> bool:
+    return record.ending or not record.keep
 
-    def __init__(self, state: Path, concerns: Callable[[Record], bool] = lambda one: not one.keep) -> None:
+
+class LeftOver:
+    """Processes on record in a state folder: those that `concerns` says, else those that end with the gateway."""
+
+    def __init__(
+        self, state: Path, concerns: Callable[[Record], bool] = lambda one: one.ending or not one.keep
+    ) -> None:
         self._state = state
         self._records = [one for one in read_all(state) if concerns(one)]
         self._kill_at: dict[int, float] = {}

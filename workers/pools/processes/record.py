@@ -62,9 +62,11 @@ def write(state: Path, record: Record) -> None:
 
 
 def remove(state: Path, record: Record) -> None:
-    """Forget a process that is gone."""
-    with contextlib.suppress(OSError):
-        path_of(state, record.model, record.member).unlink()
+    """Forget a process that is gone, unless there is another in its place already."""
+    known = read(state, record.model, record.member)
+    if known is not None and known.mark == record.mark:
+        with contextlib.suppress(OSError):
+            path_of(state, record.model, record.member).unlink()
 
 
 def read_all(state: Path) -> Iterator[Record]:

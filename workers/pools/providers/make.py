@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ....gateway.config import Backend, Config, Model, Published
 from ....gateway.config.pool import DockerPool, KubernetesPool, ProcessPool, WebhookPool
+from ..processes.ports import Ports
 from .base import Provider
 from .docker import DockerProvider
 from .kubernetes import kubernetes_provider
@@ -28,6 +29,7 @@ class Site:
     config: Config
     environ: Mapping[str, str]
     state: Path
+    ports: Ports
     published: Callable[[], Published]
 
     def backends(self) -> tuple[Backend, ...]:
@@ -43,9 +45,11 @@ def provider_of(site: Site) -> Provider:
     key = environ.get(pool.api_key_env) if pool is not None and pool.api_key_env else None
     match pool:
         case ProcessPool():
-            return ProcessProvider(site.name, pool, site.config, environ=environ, state=site.state)
+            return ProcessProvider(
+                site.name, pool, site.config, environ=environ, state=site.state, ports=site.ports
+            )
         case DockerPool():
-            return DockerProvider(str(site.state), site.name, pool, health_path=health, api_key=key)
+            return DockerProvider(site.state, site.name, pool, health_path=health, api_key=key)
         case KubernetesPool():
             return kubernetes_provider(site.name, site.model, site.config, site.backends, environ)
         case WebhookPool():

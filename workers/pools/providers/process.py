@@ -11,15 +11,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import Collection, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
 from ....gateway.config import Config
 from ....gateway.config.pool import ProcessPool
-from ..processes import kin, output, ports, record, surroundings
+from ..processes import kin, output, record, surroundings
 from ..processes.child import LOOK_S, Child, new_mark, reap
+from ..processes.ports import Ports, is_free
 from ..processes.record import Record
 from ..ready import until_ready
 from .base import Order, Provider, ProviderFault, Running
@@ -34,13 +34,21 @@ TEND_S = 5.0
 class ProcessProvider(Provider):
     """The processes of one pool. Needs a running loop.
 
-    config: the whole one, for what is secret in it. state: this gateway's state folder.
+    config: the whole one, for what is secret in it. state: this gateway's state folder. ports: one for all pools, or
+    two servers that start might be given the same.
     """
 
     local = True
 
     def __init__(
-        self, name: str, pool: ProcessPool, config: Config, *, environ: Mapping[str, str], state: Path
+        self,
+        name: str,
+        pool: ProcessPool,
+        config: Config,
+        *,
+        environ: Mapping[str, str],
+        state: Path,
+        ports: Ports,
     ) -> None:
         super().__init__()
         self.keep = pool.keep
@@ -50,7 +58,7 @@ class ProcessProvider(Provider):
         self._environ = environ
         self._state = state
         self._digest = surroundings.digest(pool, name)
-        self._ports = ports.Ports(random.SystemRandom().randrange)
+        self._ports = ports
         self._children: dict[int, Child] = {}
         self._locks: dict[int, asyncio.Lock] = {}
         self._work: set[asyncio.Task[None]] = set()
@@ -69,7 +77,7 @@ class ProcessProvider(Provider):
                 if fault is None:
                     self._watch(member, child)
                     return self._running(child.record)
-                taken = child.exited.done() and not ports.is_free(child.record.port)
+                taken = child.exited.done() and not is_free(child.record.port)
                 await child.end(0.0)
                 if not taken or attempt == ATTEMPTS or loop.time() >= until:
                     raise ProviderFault(fault)
