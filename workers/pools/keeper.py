@@ -111,8 +111,7 @@ class Keeper:
         index = self.index
         if not self.ticks or index is None:
             return
-        if self._servers.generation != self._ground.published().generation:
-            self._servers = Servers(self.name, self._ground.published(), len(self.machine.members))
+        self._find_servers()
         self.load = self._look(index, now)
         shown = self._together.shown(self.machine.members)
         self._ownership.tell(self.name, self.load, self.machine.phase, shown, now)
@@ -159,6 +158,11 @@ class Keeper:
             failed = WakeFailed if isinstance(effect, Wake) else StartFailed
             self.step(failed(effect.member, reason))
 
+    def _find_servers(self) -> None:
+        published, members = self._ground.published(), len(self.machine.members)
+        if self._servers.generation != published.generation or members > self._servers.members:
+            self._servers = Servers(self.name, published, members)
+
     def _look(self, index: int, now: float) -> Load:
         tally = self._ground.tally
         waiting = tally.waiting(index)
@@ -191,8 +195,7 @@ class Keeper:
         index, machine = self.index, self.machine
         if index is None or self._retired:
             return
-        if len(machine.members) > self._servers.members:
-            self._servers = Servers(self.name, self._ground.published(), len(machine.members))
+        self._find_servers()
         members = self._together.shown(machine.members)
         row = PoolRow(
             phase=machine.phase,
