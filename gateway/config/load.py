@@ -68,6 +68,9 @@ def _rooted(config: Config, folder: Path) -> Config:
     pools = config.pools
     if pools.redis is not None:
         pools = replace(pools, redis=_reached(pools.redis, folder))
+    api = pools.kubernetes
+    token_file, ca = (path and str(folder / path) for path in (api.token_file, api.ca))
+    pools = replace(pools, kubernetes=replace(api, token_file=token_file, ca=ca))
     return replace(config, listen=listen, models=models, cache=cache, limits=limits, keys=keys, pools=pools)
 
 

@@ -234,9 +234,15 @@ class KubernetesApi(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     server: Annotated[Env | None, Meta(description="`https://host:port`.")] = None
     token_file: Annotated[
-        Env | None, Meta(description="A file with the bearer token; read again as it changes.")
+        Env | None,
+        Meta(description="A file with the bearer token; read again as it changes. Relative as `ca`."),
     ] = None
-    ca: Annotated[Env | None, Meta(description="PEM file of trusted authorities.")] = None
+    ca: Annotated[
+        Env | None,
+        Meta(
+            description="PEM file of trusted authorities; a relative path starts at the configuration's folder."
+        ),
+    ] = None
 
 
 class Pools(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from penstock.gateway.config import Config
+from penstock.gateway.config import Config, load
 from penstock.gateway.config.check_pools import pool_faults
 
 VLLM = ["vllm", "serve", "Qwen/Qwen3-8B", "--port", "{port}"]
@@ -84,3 +84,52 @@ def test_the_socket_of_docker_is_a_path():
     assert faults(DOCKER | {"socket": "unix:///run/user/1000/docker.sock"}) == []
     (told,) = faults(DOCKER | {"socket": "tcp://10.0.0.1:2375"})
     assert told == "$.models.m.pool.socket: not an absolute path"
+
+
+KUBERNETES = {"provider": "kubernetes"}
+IN_POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KEY": "k"}
+
+
+def kube_faults(
+    pool: dict[str, Any], *backends: dict[str, Any], environ: dict[str, str] = IN_POD
+) -> list[str]:
+    models = {"m": {"pool": KUBERNETES | pool, "backends": list(backends)}}
+    config = msgspec.convert({"models": models}, Config)
+    return [path for path, _, _ in pool_faults(config, environ)]
+
+
+def test_outside_of_a_cluster_it_must_be_said_where_the_kubernetes_api_is():
+    assert kube_faults({"vllm_model": "q"}) == []
+    assert kube_faults({"vllm_model": "q"}, environ={}) == ["$.pools.kubernetes.server"]
+
+
+def test_replicas_of_a_deployment_cannot_be_told_apart():
+    server = {"url": "http://vllm"}
+    several = {"kind": "deployment", "name": "vllm"}
+    assert kube_faults({"scale": several, "max": 2}, server) == ["$.models.m.pool.max"]
+    assert kube_faults({"scale": several}, server) == []
+    assert (
+        kube_faults({"scale": several | {"kind": "statefulset"}, "max": 2}, server, {"url": "http://b"}) == []
+    )
+
+
+def test_pods_have_as_many_gpus_as_they_are_to_use():
+    wide = {"vllm_model": "q", "pod": {"tensor_parallel_size": 2}}
+    assert kube_faults(wide) == ["$.models.m.pool.pod.tensor_parallel_size"]
+    assert kube_faults(wide | {"gpus": 2}) == []
+    assert kube_faults(wide | {"gpus": 0}) == []
+
+
+def test_pods_that_are_asked_with_a_key_get_it_from_a_secret():
+    assert kube_faults({"vllm_model": "q", "api_key_env": "KEY"}) == ["$.models.m.pool.pod.secrets"]
+    assert kube_faults({"vllm_model": "q", "api_key_env": "KEY", "pod": {"secrets": ["vllm"]}}) == []
+
+
+def test_files_of_the_kubernetes_api_start_at_the_configurations_folder(tmp_path):
+    file = tmp_path / "penstock.yaml"
+    file.write_text(
+        "models: {m: {pool: {provider: kubernetes, vllm_model: q}}}\n"
+        "pools: {kubernetes: {server: https://k, token_file: token, ca: /etc/ca.pem}}\n"
+    )
+    api = load(file, {}).pools.kubernetes
+    assert (api.token_file, api.ca) == (str(tmp_path / "token"), "/etc/ca.pem")
