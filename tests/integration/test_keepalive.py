@@ -84,10 +84,11 @@ def staged(url: str, monkeypatch: pytest.MonkeyPatch, **terms: Any) -> Iterator[
         yield Stage(plane)
 
 
-def ask(stage: Stage, path: str, **more: Any) -> Wire:
-    """A stream is asked for; nothing is read of it yet."""
+def ask(stage: Stage, path: str, *, kept: bool = True, **more: Any) -> Wire:
+    """A stream is asked for; nothing is read of it yet. Not kept: the cache has nothing to do with it."""
     body = GENERATING[path]("m", **{"stream": True, **more})
-    return Wire(stage.plane.port).send(request(path, json.dumps(body).encode()))
+    headers = {} if kept else {"cache-control": "no-cache, no-store"}
+    return Wire(stage.plane.port).send(request(path, json.dumps(body).encode(), headers=headers))
 
 
 def rest(wire: Wire) -> Reply:
@@ -325,18 +326,18 @@ LONG = b'{"error":{"message":"' + b"x" * (3 << 20) + b'"}}'
     ],
     ids=["error", "busy", "html", "long error", "no stream", "long and no stream"],
 )
-@pytest.mark.parametrize("path", GENERATING)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
 def test_an_answer_that_is_no_stream_becomes_an_error_frame(
     monkeypatch: pytest.MonkeyPatch, path: str, whole: bytes, status: int, code: object, said: str
 ) -> None:
-    """For who asked and for who follows, and both are told the same."""
+    """For who asks, who follows, and who wants nothing kept; all are told the same."""
     with Staged([whole]) as backend, staged(backend.url, monkeypatch) as stage:
-        wires = [ask(stage, path) for _ in range(2)]
-        stage.wait_held(streams=2, waiting=1)
+        wires = [ask(stage, path), ask(stage, path), ask(stage, path, kept=False)]
+        stage.wait_held(streams=3, waiting=2)
         stage.open()
         stage.pool.phase(PoolPhase.READY)
         bodies = [rest(wire).body for wire in wires]
-        assert bodies[0] == bodies[1]
+        assert len(set(bodies)) == 1
         assert bodies[0].startswith(COMMENT)
         name, data = last_event(bodies[0])
         error = data["error"]
@@ -344,7 +345,21 @@ def test_an_answer_that_is_no_stream_becomes_an_error_frame(
         assert said in error["message"]
         assert name == ("error" if path in ("/v1/messages", "/v1/responses") else "")
         stage.plane.wait_settled()
-        assert stage.plane.statuses() == {str(status): 2}
+        assert stage.plane.statuses() == {str(status): 3}
+
+
+def test_a_huge_answer_that_is_no_stream_is_not_relayed_into_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is over what may be sent where its pace cannot be seen takes another way."""
+    huge = answer("400 Bad Request", b"x" * (5 << 20), "text/plain")
+    with Staged([huge]) as backend, staged(backend.url, monkeypatch) as stage:
+        wires = [ask(stage, "/v1/chat/completions", kept=kept) for kept in (True, False)]
+        stage.wait_held(streams=2, waiting=2)
+        stage.open()
+        stage.pool.phase(PoolPhase.READY)
+        for wire in wires:
+            body = rest(wire).body
+            assert len(body) < 1000
+            assert last_event(body)[1]["error"]["status"] == 400
 
 
 def test_an_answer_that_breaks_off_is_told_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from penstock.gateway.ack import Acked
 from penstock.gateway.errors import Fault, Kind
 from penstock.gateway.exchange import Exchange
 from penstock.gateway.keepalive import COMMENT, KeepAlive
+from penstock.gateway.limits.usage import StreamUsage
 
 SILENT_S, EVERY_S, WRITE_S = 25.0, 10.0, 30.0
 SINCE_S = 1000.0
@@ -208,6 +209,33 @@ def test_one_that_is_over_gets_nothing_more(what: str) -> None:
         client.exchange.abort(Fault(Kind.DRAINING, "bye"))
     assert client.tick(OPENS_S + 10) == 1
     assert len(client.keep) == 0
+
+
+def test_what_an_answer_costs_is_counted_from_its_beginning_not_from_the_opening() -> None:
+    """One that is never asked for costs nothing."""
+    client = Client()
+    calls: list[str] = []
+
+    class Grant:
+        def fields(self, headers: list[tuple[str, str]], body: bytes | None = None) -> list[tuple[str, str]]:
+            calls.append("fields")
+            return [*headers, ("x-ratelimit-limit-requests", "5")]
+
+        def streamed(self, life: object) -> StreamUsage:
+            calls.append("streamed")
+            return usage
+
+    usage = StreamUsage()
+    client.exchange.grant = Grant()  # type: ignore[assignment]
+    client.waits()
+    client.tick(OPENS_S)
+    assert calls == ["fields"]
+    assert client.heads[0][1]["x-ratelimit-limit-requests"] == "5"
+    out = client.exchange.stream(200, [("x-penstock-backend", "b")])
+    assert calls == ["fields", "streamed"]
+    assert len(client.heads) == 1
+    out.send(b'data: {"usage":{"total_tokens":7}}\n\n')
+    assert usage.tokens(100) == 7
 
 
 def test_a_client_that_is_gone_ends_its_request() -> None:
