@@ -27,6 +27,7 @@ import xxhash
 from ..cache.rows import SHARE_QUEUED, SHARE_RUNNING
 from .bounds import Bounds, OwnRow, Queued, Sums
 from .caller import ANYONE, Caller
+from .door import Dismissed, Door
 from .errors import Fault, Kind
 from .fairness import Lane, Line, Waiter, needier, urgency, urgency_of
 from .seldom import Seldom
@@ -38,20 +39,6 @@ POLL_S = 0.002
 _DOOMED_EVERY_S = 0.02
 _SPARE = 64
 _MOST_SHARES = 1 << 16
-
-
-class _Door:
-    """One model's queue in this worker. ``spared_at``: since when a free place is left to another worker, or None."""
-
-    __slots__ = ("doomed_at", "line", "model", "spared_at", "wished", "wished_share")
-
-    def __init__(self, model: Bounds, line: Line) -> None:
-        self.model = model
-        self.line = line
-        self.wished = 0
-        self.wished_share = 0
-        self.spared_at: float | None = None
-        self.doomed_at = 0.0
 
 
 class Admission:
@@ -87,9 +74,9 @@ class Admission:
         self._loop = loop
         self._clock = clock
         self._keys = keys
-        self._doors: dict[int, _Door] = {}
+        self._doors: dict[int, Door] = {}
         #: the doors where somebody waits
-        self._waited_for: dict[int, _Door] = {}
+        self._waited_for: dict[int, Door] = {}
         self._shares: dict[tuple[object, ...], int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._seldom = Seldom()
@@ -129,7 +116,8 @@ class Admission:
 
     async def wait(self, model: Bounds, caller: Caller = ANYONE, seated: bool = False) -> None:
         """Queue until a place is taken; raises :class:`Fault` 429 when there is no room or no time, 504 when time ran
-        out. ``seated``: it has waited for the model's servers to wake, so it is not turned away at the door.
+        out; :class:`Dismissed` when there is nothing to wait for. ``seated``: it has waited for the model's servers to
+        wake, so it is not turned away at the door.
         """
         waiter = self._join(model, caller, seated)
         try:
@@ -172,7 +160,7 @@ class Admission:
         index = model.index
         door = self._doors.get(index)
         if door is None:
-            door = self._doors[index] = _Door(model, Line(self._running_of, self._tag_of))
+            door = self._doors[index] = Door(model, Line(self._running_of, self._tag_of))
         door.model = model
         now = self._clock()
         lane = self.lane(index, caller)
@@ -207,7 +195,7 @@ class Admission:
         account = self._share(index, caller.tenant, caller.priority)
         return Lane(caller.tenant, caller.priority, caller.weight, share, account)
 
-    def _advance(self, door: _Door) -> None:
+    def _advance(self, door: Door) -> None:
         """Hand on what places are free; leave them to who needs them more, but not for ever."""
         index, line, sums = door.model.index, door.line, self._sums
         now = self._clock()
@@ -238,7 +226,7 @@ class Admission:
             waiter.future.set_result(None)
         self._empty(door)
 
-    def _remove(self, door: _Door, waiter: Waiter) -> Lane:
+    def _remove(self, door: Door, waiter: Waiter) -> Lane:
         """It waits no more, and has no place."""
         lane = door.line.remove(waiter)
         self._count_queued(door.model.index, lane.share, -1)
@@ -246,12 +234,12 @@ class Admission:
             self._empty(door)
         return lane
 
-    def _empty(self, door: _Door) -> None:
+    def _empty(self, door: Door) -> None:
         self._wish(door, 0, 0)
         door.spared_at = None
         self._waited_for.pop(door.model.index, None)
 
-    def _wish(self, door: _Door, need: int, share: int) -> None:
+    def _wish(self, door: Door, need: int, share: int) -> None:
         if need != door.wished or share != door.wished_share:
             door.wished, door.wished_share = need, share
             self._row.wish(door.model.index, need, share)
@@ -273,9 +261,18 @@ class Admission:
             for waiter in door.line.late(now):
                 self._time_out(door, waiter, "no place at '%s' within queue_timeout_s (%g s)")
 
+    def dismiss(self, index: int) -> None:
+        """Nobody waits for a place at that model any more: its servers go, and are waited for elsewhere."""
+        door = self._waited_for.get(index)
+        while door is not None and door.line.waiting:
+            waiter = next(iter(next(door.line.lanes()).waiters))
+            self._remove(door, waiter)
+            if not waiter.future.done():
+                waiter.future.set_exception(Dismissed())
+
     # ---- a full queue
 
-    def _drop_doomed(self, door: _Door, now: float) -> bool:
+    def _drop_doomed(self, door: Door, now: float) -> bool:
         """End the waits that will be in vain; whether there were any."""
         if now - door.doomed_at < _DOOMED_EVERY_S:
             return False
@@ -285,7 +282,7 @@ class Admission:
             self._time_out(door, waiter, "no place at '%s' can be had within queue_timeout_s (%g s) any more")
         return bool(doomed)
 
-    def _make_room(self, door: _Door, newcomer: Lane) -> bool:
+    def _make_room(self, door: Door, newcomer: Lane) -> bool:
         """Whether one more may wait in a queue that is full."""
         victim = self.gives_way(door.line, newcomer)
         if victim is not None:
@@ -311,7 +308,7 @@ class Admission:
         longer = self._length(line, victim) > self._length(line, newcomer, 1)
         return victim if longer or victim.priority > newcomer.priority else None
 
-    def _crowded(self, door: _Door) -> bool:
+    def _crowded(self, door: Door) -> bool:
         """Push out one that is too many, if it is here that most are too many."""
         victim = door.line.longest()
         if victim is None or self._length(door.line, victim) < self._elsewhere(door, victim):
@@ -324,14 +321,14 @@ class Admission:
         count = self._sums.of_key(SHARE_QUEUED, lane.share) if self._keys else line.waiting
         return (count + more) / lane.weight
 
-    def _elsewhere(self, door: _Door, lane: Lane) -> int:
+    def _elsewhere(self, door: Door, lane: Lane) -> int:
         """How many of other tenants wait in other workers."""
         own = self._sums.of_key(SHARE_QUEUED, lane.share) - door.line.of_tenant(lane.tenant)
         return self.depth(door.model.index) - door.line.waiting - own
 
     # ---- refusals
 
-    def _push_out(self, door: _Door, victim: Lane) -> None:
+    def _push_out(self, door: Door, victim: Lane) -> None:
         waiter = next(reversed(victim.waiters))
         expected_s = door.line.expected_s(victim, self._clock(), door.model.queue_timeout_s)
         fault = self.full(door.model, expected_s)
@@ -339,7 +336,7 @@ class Admission:
         if not waiter.future.done():
             waiter.future.set_exception(fault)
 
-    def _time_out(self, door: _Door, waiter: Waiter, message: str) -> None:
+    def _time_out(self, door: Door, waiter: Waiter, message: str) -> None:
         lane = self._remove(door, waiter)
         if not waiter.future.done():
             model = door.model

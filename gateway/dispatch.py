@@ -18,6 +18,7 @@ from ..cache.rows import Tally, TallyRow
 from .admission import Admission
 from .breakers import Breakers
 from .choice import Choice
+from .door import Dismissed
 from .endpoints import RESPONSES
 from .errand import Errand
 from .errors import Fault, Kind
@@ -128,15 +129,18 @@ class Dispatch:
         asked_for = model is errand.model
         patience: Patience | None = None
         entered = admission.try_enter(model, caller)
-        seated = not entered
-        if seated and (pool is None or self._open(model)):
+        seated = False
+        if not entered and (pool is None or self._open(model)):
+            seated = True
             try:
                 await admission.queue(model, life, caller)
+                entered = True
             except Fault as fault:
                 if falls_back and fault.kind is Kind.QUEUE_FULL:
                     raise _Spent(fault) from None
                 raise
-            entered = True
+            except Dismissed:
+                pass
         # in this order: it is counted, and only then is the state loaded (docs/adr/0022-hold.md)
         if pool is not None and not (
             entered and pool.cell[0] == READY and (seated or model.name not in self.hold.rooms)
@@ -144,7 +148,7 @@ class Dispatch:
             if entered:
                 admission.leave(model, caller)
             patience = Patience(pool.ready_timeout_s)
-            model = await self._wake(errand, model, life, patience, falls_back, seated and entered)
+            model = await self._wake(errand, model, life, patience, falls_back, seated)
         entered = True
         try:
             raw, pinned, cuts, budget = errand.raw, errand.pinned, errand.cuts, self.budget
@@ -300,7 +304,10 @@ class Dispatch:
                 )
                 seated, failed = True, None
                 if not admission.try_enter(model, caller):
-                    await admission.queue(model, life, caller, True)
+                    try:
+                        await admission.queue(model, life, caller, True)
+                    except Dismissed:
+                        continue
                 if model.pool is None or model.pool.cell[0] == READY:
                     return model
                 admission.leave(model, caller)

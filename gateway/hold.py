@@ -112,12 +112,14 @@ class Hold:
         self._loop = loop
         self._clock = clock
         self._models: dict[str, Model] = {}
+        self._pooled: list[Model] = []
         self._bands: dict[str, _Band] = {}
         self._seldom = Seldom()
 
     def swap(self, models: Iterable[Model]) -> None:
         """Other models from now on; who waits for one that is gone is told so at the next tick."""
         self._models = {model.name: model for model in models}
+        self._pooled = [model for model in self._models.values() if model.pool is not None]
 
     @property
     def waiting(self) -> int:
@@ -258,7 +260,13 @@ class Hold:
     # ---- between requests
 
     def tick(self, now: float) -> None:
-        """Let go on who may, and tell those who cannot; pools and backends have been looked at just before."""
+        """Let go on who may, and tell those who cannot; pools and backends have been looked at just before.
+
+        Who is queued for a place at servers that go is sent here: the queue's clock is for those that are there.
+        """
+        for one in self._pooled:
+            if one.pool is not None and not one.pool.ready:
+                self._admission.dismiss(one.index)
         for name, room in list(self.rooms.items()):
             if room.line.waiting:
                 self._look(room, name, now)

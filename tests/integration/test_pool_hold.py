@@ -273,6 +273,26 @@ def test_the_clock_of_the_queue_starts_when_the_pool_is_ready(sim: Simulator, st
     assert [line.receive().status for line in lines] == [200, 200]
 
 
+def test_who_is_queued_when_servers_go_waits_for_them_instead(sim: Simulator, stack: ExitStack) -> None:
+    plane, pool = plane_of(stack, pooled(sim.url, model={"max_concurrent": 1, "queue_timeout_s": 0.3}))
+    pool.phase(PoolPhase.READY)
+    sim.faults({"kind": "hang", "stage": "stream", "after": 3})
+    first = ask(stack, plane, stream=True)
+    first.receive(chunks=1)
+    lines = [ask(stack, plane, number) for number in (1, 2)]
+    plane.wait_for(queued=2)
+    pool.phase(PoolPhase.DRAINING)  # another pool's turn: it finishes what it has, however long that takes
+    plane.wait_for(demand=2, queued=0, running=1)
+    began = plane.worker.clock()
+    wait_until(lambda: plane.worker.clock() - began > 0.5, what="longer than queue_timeout_s")
+    assert demand(plane) == 2
+    sim.faults({})
+    assert first.receive().complete
+    plane.wait_for(running=0)
+    pool.phase(PoolPhase.READY)
+    assert [line.receive().status for line in lines] == [200, 200]
+
+
 def test_a_full_hold_refuses_with_its_depth(sim: Simulator, stack: ExitStack) -> None:
     plane, pool = plane_of(stack, pooled(sim.url, model={"max_queue": 2}))
     lines = [ask(stack, plane, number) for number in range(2)]
@@ -332,6 +352,21 @@ def test_a_server_that_refuses_is_asked_again_after_a_while(sim: Simulator, stac
     line = ask(stack, plane)
     wait_demand(plane, 1)
     stack.enter_context(simulator(model="m", port=port))  # nobody says that it was down
+    assert line.receive().status == 200
+
+
+def test_the_deadline_of_the_whole_call_begins_behind_the_wait(sim: Simulator, stack: ExitStack) -> None:
+    port = free_port()
+    model = {"timeouts": {"total_s": 0.5}}
+    plane, pool = plane_of(stack, pooled(f"http://127.0.0.1:{port}", model=model))
+    pool.phase(PoolPhase.READY)
+    line = ask(stack, plane)
+    wait_demand(plane, 1)
+    pool.phase(PoolPhase.STARTING)
+    began = plane.worker.clock()
+    wait_until(lambda: plane.worker.clock() - began > 0.6, what="longer than total_s")
+    stack.enter_context(simulator(model="m", port=port, canned=True))
+    pool.phase(PoolPhase.READY)
     assert line.receive().status == 200
 
 
@@ -500,6 +535,27 @@ def test_a_stored_response_wakes_the_server_that_holds_it(sim: Simulator, stack:
         wait_demand(plane, 1)
         pool.phase(PoolPhase.READY)
         assert sent.status() == 200
+
+
+def test_a_conversation_stays_at_its_server_over_a_wake_and_a_reload(
+    sim: Simulator, stack: ExitStack
+) -> None:
+    other = stack.enter_context(simulator(model="m"))
+    model = pooled(sim.url, other.url, model={"policy": "weighted_round_robin"})
+    plane, pool = plane_of(stack, model)
+    pool.phase(PoolPhase.READY)
+    body = {"model": "m", "input": "hello", "store": True, "max_output_tokens": 4}
+    made = stack.enter_context(Line(plane.port)).ask(body, "/v1/responses")
+    pool.phase(PoolPhase.ASLEEP)
+    lines = [stack.enter_context(Line(plane.port)) for _ in range(4)]
+    for line in lines:
+        line.put({**body, "previous_response_id": made.json()["id"]}, "/v1/responses")
+    wait_demand(plane, 4)
+    swap(plane, {"m": model})
+    Played(plane).phase(PoolPhase.READY)
+    answers = [line.receive() for line in lines]
+    at = made.header("x-penstock-backend")
+    assert [(a.status, a.header("x-penstock-backend")) for a in answers] == [(200, at)] * 4
 
 
 # ---- what is said of it

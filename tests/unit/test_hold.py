@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -248,6 +249,23 @@ def test_tenants_go_on_by_turns_whoever_came_first(house: House) -> None:
     assert [request for request in house.order if request in many] == many[: PORTION - 20]
     assert [request for request in house.order if request in few] == few
     assert house.order[:4] == [many[0], few[0], many[1], few[1]]
+
+
+def test_a_thousand_of_several_tenants_go_on_each_tenants_in_order(house: House) -> None:
+    draw = random.Random(5)
+    tenants = [Caller(name) for name in "abc"]
+    came: dict[Caller, list[Waiting]] = {tenant: [] for tenant in tenants}
+    for _ in range(1000):
+        tenant = draw.choice(tenants)
+        came[tenant].append(house.wait(tenant))
+    assert house.demand == 1000
+    house.say(PoolPhase.READY)
+    for _ in range(1000 // PORTION):
+        house.tick()
+    assert len(house.order) == 1000
+    for requests in came.values():
+        assert [request for request in house.order if request in requests] == requests
+    house.empty()
 
 
 def test_a_tenant_with_twice_the_weight_goes_on_twice_as_often(house: House) -> None:
