@@ -21,6 +21,7 @@ from penstock.gateway.fleet import Fleet, Model, build
 from penstock.gateway.hold import PORTION, SHY_S, Hold, Patience
 from penstock.gateway.life import Life
 from penstock.gateway.metrics import Metrics
+from penstock.gateway.sharing import _deadline_s
 from penstock.workers.store import identity
 
 from ..support.dataplane import published
@@ -436,6 +437,21 @@ def test_ready_is_not_enough_while_no_server_may_be_asked(house: House) -> None:
     backend.up = True
     house.tick()
     assert house.order == [request]
+
+
+def test_a_server_of_a_pool_is_not_asked_before_its_row_says_so(house: House) -> None:
+    backends = [{"url": "http://a:1"}]
+    models = {"pooled": {"backends": backends, "pool": webhook_pool()}, "always": {"backends": backends}}
+    made = build(published(yaml.safe_dump({"models": models})), ENVIRON, Pools(), table=house.table)
+    assert [backend.up for backend in made.backends] == [False, True]
+
+
+def test_another_nodes_answer_is_waited_for_as_long_as_a_wake_may_take(house: House) -> None:
+    waking, always = (
+        house.fleet.models[0],
+        house.made(5, 1, m={"backends": [{"url": "http://a:1"}]}).models[0],
+    )
+    assert _deadline_s(waking) == _deadline_s(always) + READY_S
 
 
 def test_of_an_open_breaker_only_the_probe_goes_on(house: House) -> None:
