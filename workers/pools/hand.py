@@ -167,6 +167,7 @@ class Hand:
     async def _found(self, member: int, running: Running, asleep: bool) -> None:
         if not await self._placed(member, running):
             await self._clear_away(member, self._ownership.order(self.name, "stop", member))
+            self.running.pop(member, None)
             return
         self._say(member, Slept(member) if asleep else Started(member))
 
@@ -259,6 +260,8 @@ class Hand:
     def _say(self, member: int, event: Event) -> None:
         # the machine may answer with the next effect at once, which this task must not be in the way of
         self._tasks.pop(member, None)
+        if isinstance(event, StartFailed):  # nothing of it is left, also where it had been found running
+            self.running.pop(member, None)
         self._tell(event)
 
     def _ended(self, member: int, reason: str) -> None:
