@@ -15,6 +15,7 @@ import pytest
 from penstock.gateway.config import DockerPool
 from penstock.workers.pools.providers.base import Order, ProviderFault
 from penstock.workers.pools.providers.docker import DockerProvider
+from penstock.workers.pools.providers.docker_strays import end_strays
 from tests.support.docker_containers import Container, script_image, sim_image
 from tests.support.docker_engine import DockerDouble, docker_engine
 from tests.support.procs import is_running, wait_until
@@ -57,7 +58,7 @@ async def provider_at(
         **settings,
     }
     pool = msgspec.convert(fields, DockerPool)
-    provider = DockerProvider(gateway, name, pool, health_path="/health", api_key="sesame")
+    provider = DockerProvider(engine.folder / gateway, name, pool, health_path="/health", api_key="sesame")
     try:
         yield provider
     finally:
@@ -72,6 +73,10 @@ async def told(provider: DockerProvider) -> Callable[[], Awaitable[tuple[int, st
     heard: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
     provider.ended = lambda member, reason: heard.put_nowait((member, reason))
     return heard.get
+
+
+def _said(container: Container) -> bool:
+    return container.log.exists() and container.log.stat().st_size > 0
 
 
 def only(engine: DockerDouble) -> Container:
@@ -264,7 +269,7 @@ async def test_one_that_never_answers_is_given_up_and_removed_and_its_last_line_
     engine.images["vllm/vllm-openai:v1"] = SILENT
     async with provider_at(engine) as provider:
         starting = asyncio.ensure_future(provider.ensure_ready(0, ORDER, 2))
-        await until(lambda: engine.containers and engine.containers[0].log.read_bytes())
+        await until(lambda: engine.containers and engine.containers[0].process and _said(only(engine)))
         process = only(engine).process
         assert process is not None
         with pytest.raises(
@@ -332,7 +337,7 @@ async def test_the_next_controller_takes_over_what_runs_and_hears_of_its_end(eng
         assert reason.startswith("docker: the container exited with 137: penstock sim: serving")
 
 
-async def test_what_has_ended_or_was_never_started_or_is_of_another_configuration_gives_way(
+async def test_what_was_never_started_is_and_what_has_ended_or_is_of_another_configuration_gives_way(
     engine: DockerDouble,
 ):
     async with provider_at(engine) as provider:
@@ -420,6 +425,35 @@ async def test_an_engine_that_was_away_while_the_server_went_on_is_no_end(engine
         await until(lambda: engine.called("POST", "/wait$") == 3)
         engine.kill(only(engine), signal.SIGTERM)
         assert (await hears())[1].startswith("docker: the container exited with 0")
+
+
+# ---- containers that nobody wants
+
+
+async def test_containers_of_pools_that_are_gone_are_ended_once_their_engine_is_there(engine: DockerDouble):
+    async with (
+        provider_at(engine, name="kept") as kept,
+        provider_at(engine, name="gone") as gone,
+        provider_at(engine, name="gone", gateway="there") as theirs,
+    ):
+        for provider in (kept, gone, theirs):
+            await provider.ensure_ready(0, ORDER, 30)
+    socket, state = str(engine.socket), engine.folder / "here"
+    stray = engine.named("gone")[0]
+    await asyncio.to_thread(engine.down)
+    ending = asyncio.ensure_future(end_strays(state, {"kept": socket}))
+    await until(lambda: ending.done() or not engine.socket.exists())
+    await asyncio.to_thread(engine.up)
+    await ending
+    assert stray not in engine.containers
+    assert stray.exit_code == 0  # it was asked
+    assert len(engine.named("kept")) == 1
+    assert len(engine.named("gone")) == 1  # another gateway's
+    await end_strays(state, {"kept": "/another.sock"})  # the pool is now at another engine
+    assert engine.named("kept") == []
+    calls = len(engine.calls)
+    await end_strays(state, {})  # nothing is there any more, so nobody is asked
+    assert len(engine.calls) == calls
 
 
 # ---- engines of every kind

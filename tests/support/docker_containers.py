@@ -79,6 +79,8 @@ class Container:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     removed: asyncio.Event = field(default_factory=asyncio.Event)
     stops: int = 0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """The engine does one thing to a container at a time."""
 
     @property
     def log(self) -> Path:

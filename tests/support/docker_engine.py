@@ -59,8 +59,8 @@ class DockerDouble:
     """Handle on the double. images: by name with tag; registry: those that can be fetched."""
 
     def __init__(self, api: tuple[int, int] = (1, 47), gpus: int = 0) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="penstock-test-docker-"))
-        self.socket = self._folder / "docker.sock"
+        self.folder = Path(tempfile.mkdtemp(prefix="penstock-test-docker-"))
+        self.socket = self.folder / "docker.sock"
         self.images: dict[str, Image] = {}
         self.registry: dict[str, Image] = {}
         self.containers: list[Container] = []
@@ -121,7 +121,7 @@ class DockerDouble:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _on_loop(self, doing: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(doing, self._loop).result(30)
@@ -327,10 +327,15 @@ class DockerDouble:
 
     async def _start(self, _: Call, reply: "_Reply", ident: str) -> None:
         container = self._found(ident)
-        if container.running:
+        async with container.lock:
+            running = container.running
+            if container not in self.containers:
+                raise Refused(404, f"No such container: {ident}")
+            if not running:
+                await container.start(self.gpus)
+        if running:
             await reply.whole(304)
             return
-        await container.start(self.gpus)
         await reply.whole(204)
 
     async def _stop(self, call: Call, reply: "_Reply", ident: str) -> None:
@@ -338,7 +343,7 @@ class DockerDouble:
         if not container.running:
             await reply.whole(304)
             return
-        grace = call.query.get("t", "10")
+        grace = call.query.get("t", str(container.config.get("StopTimeout", 10)))
         if not re.fullmatch(r"-?\d+", grace):
             raise Refused(400, f'strconv.Atoi: parsing "{grace}": invalid syntax')
         await container.stop(float(grace))
@@ -363,8 +368,10 @@ class DockerDouble:
             )
         if container.status == "removing":
             raise Refused(409, f"removal of container {container.ident} is already in progress")
-        await container.forget()
-        self.containers.remove(container)
+        async with container.lock:
+            await container.forget()
+            if container in self.containers:
+                self.containers.remove(container)
         await reply.whole(204)
 
     async def _wait(self, call: Call, reply: "_Reply", ident: str) -> None:

@@ -2,9 +2,9 @@
 
 Strategy: the engine remembers, this does not. A member's container has one name that follows from gateway, model and
 number, so making it twice finds the first one (409), and labels by which the next controller recognises it; whatever
-is found is brought to what is wanted. A container that runs is taken over, one that was made and never started, has
-ended, or was made from another configuration, gives way to a new one. Its end is heard through `wait`, asked again
-when the engine was away. Refuses to know when to start, and which GPUs.
+is found is brought to what is wanted. A container that runs is taken over, one that was made and never started is
+started, one that has ended or was made from another configuration gives way to a new one. Its end is heard through
+`wait`, asked again when the engine was away. Refuses to know when to start, and which GPUs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import logging
 import math
 import os
 from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,7 +25,8 @@ from ..quote import one_line
 from ..ready import until_ready
 from .base import Order, Provider, ProviderFault, Running
 from .docker_engine import Answer, DockerEngine, EngineRefused, segment
-from .docker_words import Container, Recipe, image_query, last_line, listed
+from .docker_strays import note_engine
+from .docker_words import Container, Recipe, gateway_label, image_query, last_line, listed
 
 log = logging.getLogger(__name__)
 
@@ -39,19 +41,20 @@ _MOST_LINE_BYTES = 1 << 20
 class DockerProvider(Provider):
     """The containers of one pool.
 
-    gateway: what tells this gateway from others on the same engine, such as its state folder. name: the model's.
+    state: the gateway's state folder, which also tells it from others at the same engine. name: the model's.
     health_path: answered with 2xx by a server that is ready. api_key: of the servers, where they have one.
     """
 
     local = True
 
     def __init__(
-        self, gateway: str, name: str, pool: DockerPool, *, health_path: str, api_key: str | None
+        self, state: Path, name: str, pool: DockerPool, *, health_path: str, api_key: str | None
     ) -> None:
         super().__init__()
         self.keep = pool.keep
         self._pool = pool
-        self._recipe = Recipe(gateway, name, pool, api_key)
+        self._recipe = Recipe(gateway_label(state), name, pool, api_key)
+        self._state = state
         self._engine = DockerEngine(pool.socket)
         self._path = health_path
         self._api_key = api_key
@@ -119,26 +122,29 @@ class DockerProvider(Provider):
         """A container of the member that runs with its port published: the one there is, or a new one."""
         while True:
             container = await self._inspect(name)
-            if container is not None:
-                if not self._recipe.is_ours(container.labels):
-                    raise ProviderFault(f"docker: {name} is somebody else's container")
-                if container.running and self._recipe.is_current(container.labels):
-                    break
+            if container is None:
+                await self._make(member, name, order.gpus, step)
+                continue
+            if not self._recipe.is_ours(container.labels):
+                raise ProviderFault(f"docker: {name} is somebody else's container")
+            current = self._recipe.is_current(container.labels)
+            if container.running and current:
+                break
+            if container.status != "created" or not current or container.gpus != order.gpus:
                 await self._end(container.ident, name, self._pool.stop_timeout_s)
-            if await self._make(member, name, order.gpus, step):
-                answer = await self._engine.call(
-                    "POST", f"/containers/{name}/start", accept=(204, 304), what=f"start {name}"
-                )
-                log.debug("docker_started container=%s status=%d", name, answer.status)
-                container = await self._inspect(name)
-                if container is not None:
-                    break
+                continue
+            path = f"/containers/{segment(container.ident)}"
+            await self._engine.call("POST", f"{path}/start", accept=(204, 304, 404), what=f"start {name}")
+            container = await self._inspect(container.ident)
+            if container is not None:
+                break
         if container.running and container.url is None:
             raise ProviderFault(f"docker: {name} runs without its port published")
         return container
 
-    async def _make(self, member: int, name: str, gpus: tuple[int, ...], step: list[str]) -> bool:
-        """Make a member's container, with its image fetched where it is missing; False: there is one now."""
+    async def _make(self, member: int, name: str, gpus: tuple[int, ...], step: list[str]) -> None:
+        """Make a member's container, with its image fetched where it is missing; or somebody else has."""
+        note_engine(self._state, self._pool.socket)
         body = self._recipe.body(member, gpus)
         fetched = False
         while True:
@@ -153,12 +159,12 @@ class DockerProvider(Provider):
                         what=f"create {name}",
                     )
                 )
-                return True
+                return
             except EngineRefused as fault:
                 if fault.status == 409:
                     # who made it is a controller before this one, or it is still being removed
                     await asyncio.sleep(_AGAIN_S)
-                    return False
+                    return
                 if fault.status != 404 or fetched:
                     raise
             step[0] = f"image {self._pool.image}"

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -62,11 +63,16 @@ class Container:
         return f"exited with {self.exit_code}{error}"
 
 
+def gateway_label(state: Path) -> str:
+    """By what a gateway recognises its own, from its state folder."""
+    return hashlib.sha256(str(state).encode()).hexdigest()[:16]
+
+
 class Recipe:
-    """What containers of one pool are made from."""
+    """What containers of one pool are made from. gateway: `gateway_label`."""
 
     def __init__(self, gateway: str, name: str, pool: DockerPool, api_key: str | None) -> None:
-        self._gateway = hashlib.sha256(gateway.encode()).hexdigest()[:16]
+        self._gateway = gateway
         self._name = name
         self._pool = pool
         self._port = f"{pool.container_port}/tcp"
@@ -153,6 +159,14 @@ class Recipe:
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             raise ProviderFault("docker: the engine's words on a container are not understood") from None
+
+
+def pools_of(said: Any) -> list[tuple[str, str]]:
+    """Of each container that `GET /containers/json` said: its pool and its id. Raises ProviderFault."""
+    try:
+        return [(_labels(one["Labels"]).get(POOL, ""), str(one["Id"])) for one in said]
+    except (KeyError, TypeError, AttributeError):
+        raise ProviderFault("docker: the engine's list of containers is not understood") from None
 
 
 def listed(said: Any) -> list[tuple[int, str, str]]:
