@@ -443,7 +443,8 @@ def test_a_server_of_a_pool_is_not_asked_before_its_row_says_so(house: House) ->
     backends = [{"url": "http://a:1"}]
     models = {"pooled": {"backends": backends, "pool": webhook_pool()}, "always": {"backends": backends}}
     made = build(published(yaml.safe_dump({"models": models})), ENVIRON, Pools(), table=house.table)
-    assert [backend.up for backend in made.backends] == [False, True]
+    up = {model.name: model.backends[0].up for model in made.models}
+    assert up == {"pooled": False, "always": True}
 
 
 def test_another_nodes_answer_is_waited_for_as_long_as_a_wake_may_take(house: House) -> None:
