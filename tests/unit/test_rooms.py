@@ -155,15 +155,17 @@ async def test_a_server_that_was_found_running_has_its_gpu(node: Callable[..., N
     assert a.granted == [(1,)]
 
 
+@pytest.mark.parametrize("ready", [True, False], ids=["ready", "starting"])
 async def test_servers_of_a_pool_that_is_no_longer_configured_have_their_memory_until_they_are_gone(
-    node: Callable[..., Node],
+    node: Callable[..., Node], ready: bool
 ):
     one = node(FakeGpu(8 * GIB))
     a, b = one.pool("a"), one.pool("b")
     b.load = WAITS
     await one.begin()
     one.tick()
-    b.ready(0)
+    if ready:
+        b.ready(0)
     one.retired.append(one.keepers.pop("b"))
     a.load = WAITS
     one.tick()

@@ -49,8 +49,8 @@ class Rooms:
         self.footprints = Footprints(ground.state / FILE)
         self._house = House()
         self._lodgers: dict[str, Lodger] = {}
+        self._left: list[Lodger] = []  # of pools that are ending
         self._keepers: Mapping[str, Keeper] = {}
-        self._retired: Collection[Keeper] = ()
         self._keys: dict[str, tuple[Pool, str]] = {}
         self._unknown_since: float | None = None
         self._looked = False
@@ -83,14 +83,15 @@ class Rooms:
 
     def tick(self, now: float, keepers: Mapping[str, Keeper], retired: Collection[Keeper]) -> None:
         """Notice what has changed, and give room to who wants it and may have it."""
-        self._keepers, self._retired = keepers, retired
+        self._keepers = keepers
         for name, keeper in keepers.items():
             lodger = self._lodgers.get(name)
             if lodger is None or lodger.keeper is not keeper:
+                self._left += [lodger] if lodger is not None else []
                 lodger = self._lodgers[name] = Lodger(keeper)
             lodger.notice(now, self._key(keeper), self.footprints)
-        for name in [name for name in self._lodgers if name not in keepers]:
-            del self._lodgers[name]
+        self._left += [self._lodgers.pop(name) for name in [*self._lodgers] if name not in keepers]
+        self._left = [lodger for lodger in self._left if lodger.keeper in retired]
         if self._takers():
             self._needed.set()
         if any(keeper.machine.wants_room for keeper in keepers.values()):
@@ -150,10 +151,9 @@ class Rooms:
                 busy_elsewhere=keeper.others.busy,
                 local=keeper.provider.local,
             )
-        for number, keeper in enumerate(self._retired):
-            members = tuple(
-                MemberView(MemberPhase.DRAINING, one.gpus) for one in keeper.hand.running.values()
-            )
+        for number, lodger in enumerate(self._left):
+            keeper = lodger.keeper
+            members = tuple(MemberView(MemberPhase.DRAINING, gpus) for gpus in lodger.gpus().values())
             need = keeper.pool.memory or self.footprints.of(self._key(keeper)).need
             views[f"{keeper.name}\n{number}"] = View(
                 members, gpus=keeper.pool.gpus, need_bytes=need, local=keeper.provider.local
@@ -176,25 +176,17 @@ class Rooms:
 
     def _ours(self) -> set[int]:
         """The devices with servers of ours on them."""
-        found: set[int] = set()
-        for one in [*self._keepers.values(), *self._retired]:
-            for running in one.hand.running.values():
-                found.update(running.gpus)
-        for lodger in self._lodgers.values():
-            for gpus in lodger.gpus().values():
-                found.update(gpus)
-        return found
+        everybody = [*self._lodgers.values(), *self._left]
+        return {index for lodger in everybody for gpus in lodger.gpus().values() for index in gpus}
 
     def _alone(self, lodger: Lodger, member: int, index: int) -> bool:
         """Whether no other server of ours is on this device."""
-        others = [
-            gpus
-            for other in self._lodgers.values()
+        return not any(
+            index in gpus
+            for other in [*self._lodgers.values(), *self._left]
             for number, gpus in other.gpus().items()
             if other is not lodger or number != member
-        ]
-        others += [one.gpus for keeper in self._retired for one in keeper.hand.running.values()]
-        return not any(index in gpus for gpus in others)
+        )
 
     # ---- told
 
