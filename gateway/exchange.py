@@ -157,20 +157,14 @@ class Exchange(Life):
         A client that takes nothing for ``write_timeout_s`` is dropped.
         """
         relay, pool = self.relay, self.hold_pool
-        if (
-            pool is None
-            or self.left
-            or self.aborted is not None
-            or self.task.done()
-            or (relay.sent if relay is not None else not (self.opened or self.hold_since))
-        ):
+        waits = relay is None or not relay.sent if self.opened else self.hold_since and not self.begun
+        if not waits or pool is None or self.left or self.aborted is not None or self.task.done():
             self._kept = False
             return None
         if not self.opened:
             due = self._opens_at(pool)
             if now < due:
                 return due
-            self._open()
         else:
             known = self.acked()
             if known is None:
@@ -185,8 +179,10 @@ class Exchange(Life):
             else:
                 self._unread_since = 0.0
         try:
+            if not self.opened:
+                self._open()
             self.send(COMMENT)
-        except ClientGone:
+        except (ClientGone, ProtocolClosed):
             self.abort(Fault(Kind.CLIENT_CLOSED, "the client left"))
             return None
         self.said_bytes += _COMMENT_WIRE_BYTES

@@ -196,6 +196,18 @@ def test_an_open_one_is_kept_alive_until_the_first_byte_of_its_answer() -> None:
     assert len(client.keep) == 0
 
 
+def test_one_whose_answer_has_begun_by_itself_is_not_begun_again() -> None:
+    """Though no byte of its body has come, and though it was seen waiting last."""
+    client = Client()
+    client.waits()
+    relay: Any = SimpleNamespace(sent=0)
+    client.exchange.relay = relay
+    client.exchange.stream(200, [])
+    assert client.tick(OPENS_S + 1000) == 0
+    assert len(client.heads) == 1
+    assert len(client.keep) == 0
+
+
 @pytest.mark.parametrize("what", ["ended", "left", "aborted"])
 def test_one_that_is_over_gets_nothing_more(what: str) -> None:
     client = Client()
@@ -261,6 +273,19 @@ def test_a_client_that_takes_nothing_gets_nothing_more_and_is_dropped_in_the_end
     assert client.condemned == ["1.2.3.4:5"]
     assert client.exchange.aborted is not None
     assert client.exchange.aborted.kind is Kind.CLIENT_STALLED
+
+
+def test_others_who_wait_for_the_same_do_not_suffer_for_a_client_that_takes_nothing() -> None:
+    client = Client()
+    client.exchange.flight = SimpleNamespace(leave_leader=lambda: True)  # type: ignore[assignment]
+    client.waits()
+    client.tick(OPENS_S)
+    client.unread = 200
+    for s in (10, 50):
+        client.tick(OPENS_S + s)
+    assert client.condemned == ["1.2.3.4:5"]
+    assert client.exchange.left
+    assert client.cancelled == 0
 
 
 def test_a_client_that_reads_again_is_not_dropped() -> None:
