@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from ..support.gateway import Gateway, gateway
@@ -34,11 +36,10 @@ def nodes(server: KubeApiDouble) -> Iterator[KubeNodes]:
         yield running
 
 
-@pytest.fixture
-def running(server: KubeApiDouble, nodes: KubeNodes, tmp_path: Any, monkeypatch: Any) -> Iterator[Gateway]:
-    (tmp_path / "token").write_text("t0ken\n")
-    monkeypatch.setenv("VLLM_API_KEY", "the key")
-    terms = {
+def config_of(server: KubeApiDouble, folder: Path, pools: dict[str, Any], **terms: Any) -> dict[str, Any]:
+    """One model with a pool of Pods."""
+    (folder / "token").write_text("t0ken\n")
+    pool = {
         "provider": "kubernetes",
         "vllm_model": "qwen3",
         "namespace": "llm",
@@ -49,11 +50,16 @@ def running(server: KubeApiDouble, nodes: KubeNodes, tmp_path: Any, monkeypatch:
         "idle_timeout_s": 100,
         "unplaced_timeout_s": 0.2,
     }
-    config = {
-        "models": {"m": {"pool": terms}},
-        "pools": {"kubernetes": {"server": server.url, "token_file": str(tmp_path / "token")}},
-    }
-    with gateway(config) as made:
+    api = {"server": server.url, "token_file": str(folder / "token")}
+    return {"models": {"m": {"pool": pool | terms}}, "pools": {"kubernetes": api} | pools}
+
+
+@pytest.fixture
+def running(
+    server: KubeApiDouble, nodes: KubeNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Gateway]:
+    monkeypatch.setenv("VLLM_API_KEY", "the key")
+    with gateway(config_of(server, tmp_path, {})) as made:
         yield made
 
 
@@ -112,8 +118,6 @@ def test_every_waiter_gets_the_reason_and_the_next_success_serves(running, serve
 
 
 def test_probes_and_lists_make_no_pod(running, server):
-    import httpx
-
     for url in (
         f"{running.url}/health",
         f"{running.url}/v1/models",
@@ -123,3 +127,40 @@ def test_probes_and_lists_make_no_pod(running, server):
         assert httpx.get(url, timeout=10, trust_env=False).status_code == 200
 
     assert server.asked("create", "pods") == 0
+
+
+SCALED = {
+    "apiVersion": "apps/v1",
+    "kind": "Deployment",
+    "metadata": {"name": "vllm"},
+    "spec": {
+        "replicas": 0,
+        "selector": {"matchLabels": {"app": "vllm"}},
+        "template": {
+            "metadata": {"labels": {"app": "vllm"}},
+            "spec": {"containers": [{"name": "vllm", "image": "vllm", "args": ["--served-model-name", "m"]}]},
+        },
+    },
+}
+
+
+def test_a_request_wakes_a_deployment(nodes, server, tmp_path):
+    """Its Service is where its one Pod is, as far as a client can see."""
+    nodes.address, nodes.api_key = "127.0.0.90", None
+    server.rules = rules_of("penstock-scale")
+    server.store.create("deployments", "llm", SCALED)
+    config = config_of(server, tmp_path, {})
+    pool_terms = {
+        "provider": "kubernetes",
+        "namespace": "llm",
+        "scale": {"kind": "deployment", "name": "vllm"},
+    }
+    config["models"]["m"] = {"pool": pool_terms, "backends": [{"url": "http://127.0.0.90:8000"}]}
+
+    with gateway(config) as running:
+        assert ask(running).status_code == 200
+        assert len(server.store.list("pods", "llm")) == 1
+        tell(running, "stop")
+        wait_phase(running, "off")
+        assert server.store.get("deployments", "llm", "vllm")["spec"]["replicas"] == 0
+        assert ask(running, tokens=5).status_code == 200

@@ -25,7 +25,7 @@ class KubeNodes:
     """A context manager. sim: Pods run `penstock sim`. gpus: of all nodes. api_key: what the Secret holds.
 
     broken: image -> the waiting reason of a container made from it. slow: Pods run, but are not ready until `let_in`.
-    stuck: Pods do not end when they are told to.
+    stuck: Pods do not end when they are told to. address: of the next Pods, in the place of one each.
     """
 
     store: KubeStore
@@ -36,6 +36,7 @@ class KubeNodes:
     slow: bool = False
     stuck: bool = False
     not_ready: bool = False
+    address: str | None = None
     started: list[str] = field(default_factory=list)
     servers: dict[str, Any] = field(default_factory=dict)
     _over: bool = False
@@ -220,7 +221,7 @@ class KubeNodes:
 
     def _serve(self, container: Json) -> "Light | _Sim":
         number = next(_networks)
-        ip = f"127.{64 + (number >> 14) % 128}.{(number >> 7) % 128 + 1}.{number % 128 + 1}"
+        ip = self.address or f"127.{64 + (number >> 14) % 128}.{(number >> 7) % 128 + 1}.{number % 128 + 1}"
         return _Sim(ip, container, self.api_key) if self.sim else Light(ip, self.api_key)
 
     def _end(self, uid: str) -> None:

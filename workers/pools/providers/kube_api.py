@@ -64,6 +64,8 @@ class KubeApi:
         self._retry_s = retry_s
         self._most_retry_s = most_retry_s
         self._client: httpx.AsyncClient | None = None
+        #: why the last try got no use; None after one that did
+        self.trouble: KubeFault | None = None
 
     async def get(self, place: Place, *, timeout_s: float = 30.0) -> Json:
         """One object. Raises KubeFault: 404 when there is none."""
@@ -176,11 +178,13 @@ class KubeApi:
                 ):
                     got = await _read(answer)
                     if answer.is_success:
+                        self.trouble = None
                         return _object(got)
                     fault = _fault(verb, place, answer.status_code, got)
                     wait_s = max(_after(answer.headers.get("retry-after")), pause_s)
             except (httpx.HTTPError, httpx.StreamError, TimeoutError, OSError) as broken:
                 fault = self._unanswered(broken)
+            self.trouble = fault if not fault.for_good and fault.status not in (409, 410) else None
             spent_s = self._clock() - began
             if fault.status == 401 and not renewed:
                 renewed = True

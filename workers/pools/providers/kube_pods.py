@@ -63,7 +63,7 @@ class PodsProvider(Provider):
                 )
                 await self._healthy(pod, url)
         except TimeoutError:
-            why = self._watch.fault or last[0]
+            why = self._api.trouble or self._watch.fault or last[0]
             fault = ProviderFault(f"not ready after {timeout_s:g} s: {why}")
         except ProviderFault as refused:
             fault = refused

@@ -68,7 +68,7 @@ class ScaleProvider(Provider):
                 last[0] = f"{self._place.words} is ready, but its server does not answer with 2xx"
                 await self._reach.until_healthy(member)
         except TimeoutError:
-            fault = ProviderFault(f"not ready after {timeout_s:g} s: {last[0]}")
+            fault = ProviderFault(f"not ready after {timeout_s:g} s: {self._api.trouble or last[0]}")
         except ProviderFault as refused:
             fault = refused
         else:
