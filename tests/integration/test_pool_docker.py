@@ -144,3 +144,16 @@ def test_the_next_start_takes_over_what_runs(engine: DockerDouble, how: str):
         if how == "kept":
             g.proc.stop()
             assert engine.containers == [container]
+
+
+def test_a_pool_that_is_gone_from_the_configuration_while_the_gateway_was_down_leaves_no_container(
+    engine: DockerDouble,
+):
+    with gateway(pooled(engine, keep=True)) as g:
+        assert ask(g).status_code == 200
+        g.proc.stop()
+        assert len(engine.containers) == 1
+        g.write({"models": {"other": pooled(engine)["models"]["m"]}})
+        g.proc.start()
+        wait_until(lambda: not engine.containers)
+        assert "docker_stray_ended pool=m" in g.log()
