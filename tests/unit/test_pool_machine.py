@@ -851,6 +851,14 @@ def test_ordered_members_end_from_the_highest_number():
     assert pool.tell(Room()) == [Start(0)]
 
 
+def test_the_next_of_ordered_members_is_not_stopped_while_another_node_has_requests_again():
+    pool = Pool(max=2, ordered=True).up(0, 1)
+    assert pool.until(31) == [Stop(1)]
+    pool.tick(others=Others(busy=True, drained=False))
+    assert pool.tell(Stopped(1)) == []
+    assert pool.tick() == [Stop(0)]
+
+
 def test_never_below_min():
     pool = Pool(min=2, max=3).up(0, 1, 2)
     assert pool.until(31) == [Stop(2)]

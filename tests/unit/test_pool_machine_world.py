@@ -88,6 +88,7 @@ class World:
         self.others = Others()
         self.finished_s = 0.0
         self.ordered = 0
+        self.sound = True
         self.failures = 0
 
     # ---- what the machine sees and orders
@@ -114,6 +115,7 @@ class World:
 
     def order(self, effect, known) -> None:
         i = effect.member
+        self.sound = False  # until all of this held
         assert 0 <= i < max(known, self.machine.terms.max)
         self.ordered += 1
         if isinstance(effect, Stop | Sleep):
@@ -130,6 +132,7 @@ class World:
             assert self.servers[i] == (OFF if isinstance(effect, Start) else ASLEEP)
         assert not (isinstance(effect, Stop) and isinstance(self.pending.get(i), Stop)), effect
         self.pending[i] = effect
+        self.sound = True
 
     def tick(self, passed: float) -> None:
         before = self.now
@@ -335,7 +338,7 @@ class Play(RuleBasedStateMachine):
         assert 0 <= machine.wants_room <= machine.terms.max
 
     def teardown(self):
-        if hasattr(self, "world"):
+        if hasattr(self, "world") and self.world.sound:
             self.settle()
 
     def settle(self):

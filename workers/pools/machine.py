@@ -147,7 +147,7 @@ class Machine:
             case words.Slept(i) if phase in (READY, DRAINING) and doing is None and not self._inflight(i):
                 member.asleep(self.terms.sleep_level, now)  # another node's doing
             case words.SleepFailed() if member.falling_asleep:
-                member.stop(now)
+                member.stop(now, in_order=True)
             case words.Stopped() if phase is STOPPING:
                 member.off(now)
             case words.StopFailed() if isinstance(doing, words.Stop):
@@ -355,7 +355,8 @@ class Machine:
     def _order_stops(self, now: float) -> None:
         for i in range(len(self._members) - 1, -1, -1):
             m = self._members[i]
-            if self._may_stop and m.phase is STOPPING and m.doing is None and now >= m.not_before:
+            may = self._may_stop and (self._others.drained or not m.orderly)
+            if may and m.phase is STOPPING and m.doing is None and now >= m.not_before:
                 m.stopping(words.Stop(i))
                 self._effects += [words.Stop(i)]
             if self.terms.ordered and m.phase is not OFF:

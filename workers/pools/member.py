@@ -19,7 +19,8 @@ class Member:
     """Its phase and what it takes to decide the next one.
 
     doing: the effect whose end is awaited. settling: of a drain of its own, None in a drain of the whole pool.
-    not_before: it is not started earlier, or its stop is not tried again. level: at which it sleeps.
+    not_before: it is not started earlier, or its stop is not tried again. level: at which it sleeps. orderly: nothing
+    was wrong with it when it was to be stopped, so who can reach it might use it.
     """
 
     __slots__ = (
@@ -29,6 +30,7 @@ class Member:
         "doing",
         "level",
         "not_before",
+        "orderly",
         "phase",
         "ready_s",
         "settling",
@@ -41,6 +43,7 @@ class Member:
         self.settling: Settling | None = None
         self.since = self.ready_s = self.not_before = 0.0
         self.level = 1
+        self.orderly = False
         self._failed = self._deaths = self._stops_failed = 0
 
     def _become(self, phase: MemberPhase, now: float) -> None:
@@ -109,6 +112,7 @@ class Member:
         self._become(MemberPhase.STOPPING, now)
         self.not_before = now
         self._stops_failed = 0
+        self.orderly = in_order
         if in_order:
             self._failed = self._deaths = 0
 
