@@ -15,7 +15,7 @@ from ..support.procs import wait_until
 RULES = rules_of("penstock-models", "penstock-pods", "penstock-leases")
 
 
-@pytest.mark.slow  # a node that is gone is believed to have work for half a minute
+@pytest.mark.slow  # where leases are new nobody stops anything for half a minute
 def test_two_gateways_share_a_pod_and_idle_means_idle_on_both(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "the key")
     with (
