@@ -47,6 +47,8 @@ def main() -> int:
     if "--child" in sys.argv:
         subprocess.Popen([sys.executable, "-c", _SLEEPER], start_new_session=True)
         subprocess.Popen([sys.executable, "-c", _SLEEPER], env={"NOTHING": "1"})
+    if "--far-child" in sys.argv:
+        subprocess.Popen([sys.executable, "-c", _SLEEPER], env={"NOTHING": "1"}, start_new_session=True)
     talk = _value("--talk")
     if talk is not None:
         for _ in range(int(talk)):

@@ -177,10 +177,10 @@ def test_a_port_that_somebody_has_on_any_address_is_not_free() -> None:
 async def test_no_grandchild_is_left_neither_in_its_own_session_nor_with_another_environment(
     make: Make, tmp_path: Path
 ) -> None:
-    provider = make("--child", "--stubborn")
+    provider = make("--child", "--far-child", "--stubborn")
     await provider.ensure_ready(0, ORDER, 20)
     family = kin.kin_of(_the(tmp_path))
-    assert len(family) == 3
+    assert len(family) == 4
     await provider.ensure_stopped(0, ORDER, 0.1)
     assert kin.still(family) == {}
 
