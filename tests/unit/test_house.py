@@ -180,6 +180,8 @@ def test_one_that_sleeps_leaves_as_well():
 
 def test_a_start_is_never_broken_off():
     assert decide([GIB], a=wants(LONG_AGO), b=runs(0, phase=STARTING)) == []
+    grows = View((MemberView(READY, (0,)), MemberView(STARTING, (1,))), running=3, need_bytes=GIB)
+    assert decide([GIB, GIB], a=wants(LONG_AGO), b=grows) == []
 
 
 def test_nobody_leaves_for_a_pool_that_nobody_waits_for_and_others_come_first():
