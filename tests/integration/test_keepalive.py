@@ -5,6 +5,7 @@ The test plays the controller, and moves the time of the comments; all else is r
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ import pytest
 from penstock.cache.pool_table import PoolPhase
 from penstock.gateway.exchange import Exchange
 from penstock.gateway.keepalive import COMMENT
+from penstock.gateway.relay import ASK_EVERY_BYTES, PAUSE_ABOVE_BYTES, Relay
 
 from ..conformance.bodies import GENERATING, chat, message, response
 from ..support.dataplane import DataPlane, data_plane
@@ -58,11 +60,18 @@ class Stage:
         """Whoever is due by then gets a comment."""
         self.plane.call(lambda: self.plane.worker.keepalive.tick(at, 30.0))
 
-    def open(self, comments: int = 1) -> None:
-        """Every stream that waits has waited for so long that it has had so many comments."""
+    def open(self, *wires: Wire, comments: int = 1) -> None:
+        """Every stream that waits has done so for so long that so many comments are due; these clients get them."""
         at = time.monotonic() + SILENT_S
         for n in range(comments):
             self.comment(at + n * EVERY_S)
+            self.wait_taken(n + 1, *wires)
+
+    def wait_taken(self, comments: int, *wires: Wire) -> None:
+        """Until so many have come, and the gateway can know it: a client that has not taken the last is left out."""
+        for wire in wires:
+            wait_until(lambda wire=wire: _waits_in(wire).count(COMMENT) == comments, 20, "the comments")  # type: ignore[misc]
+        wait_until(lambda: not any(map(_unread, _lives(self.plane))), 20, "the client has acknowledged them")
 
     def give_up(self) -> None:
         """All that wait have waited for ready_timeout_s."""
@@ -84,11 +93,14 @@ def staged(url: str, monkeypatch: pytest.MonkeyPatch, **terms: Any) -> Iterator[
         yield Stage(plane)
 
 
-def ask(stage: Stage, path: str, *, kept: bool = True, **more: Any) -> Wire:
+def ask(
+    stage: Stage, path: str, *, kept: bool = True, receive_buffer: int | None = None, **more: Any
+) -> Wire:
     """A stream is asked for; nothing is read of it yet. Not kept: the cache has nothing to do with it."""
     body = GENERATING[path]("m", **{"stream": True, **more})
     headers = {} if kept else {"cache-control": "no-cache, no-store"}
-    return Wire(stage.plane.port).send(request(path, json.dumps(body).encode(), headers=headers))
+    wire = Wire(stage.plane.port, receive_buffer=receive_buffer)
+    return wire.send(request(path, json.dumps(body).encode(), headers=headers))
 
 
 def rest(wire: Wire) -> Reply:
@@ -102,6 +114,11 @@ def rest(wire: Wire) -> Reply:
 def asked(sim: Simulator) -> int:
     """How many chats the server was asked for."""
     return int(sim.stats()["paths"].get("/v1/chat/completions", {"total": 0})["total"])
+
+
+def _waits_in(wire: Wire) -> bytes:
+    """What has come and was not read."""
+    return wire.socket.recv(1 << 20, socket.MSG_PEEK)
 
 
 def nothing_yet(wire: Wire) -> bool:
@@ -138,7 +155,7 @@ def test_it_is_silent_then_kept_alive_and_the_answer_is_kept_without_comments(
     stage.wait_held(waiting=1)
     stage.comment(began + SILENT_S - 0.01)
     assert nothing_yet(wire)
-    stage.open(comments=3)
+    stage.open(wire, comments=3)
     stage.pool.phase(PoolPhase.READY)
     opened = rest(wire)
     assert opened.status == 200
@@ -168,7 +185,7 @@ def test_who_follows_is_kept_alive_too_and_gets_the_same_bytes(stage: Stage, sim
     sim.reset()
     wires = [ask(stage, "/v1/chat/completions") for _ in range(3)]
     stage.wait_held(streams=3, waiting=1)
-    stage.open(comments=2)
+    stage.open(*wires, comments=2)
     late = ask(stage, "/v1/chat/completions")
     stage.wait_held(streams=4)
     stage.pool.phase(PoolPhase.READY)
@@ -231,9 +248,11 @@ def test_an_open_one_gets_comments_up_to_its_answers_first_byte(monkeypatch: pyt
         stage.open()
         stage.pool.phase(PoolPhase.READY)
         wait_until(lambda: backend.received == 1, 20, "the request")
+        stage.wait_taken(1, wire)
         at = time.monotonic() + SILENT_S + EVERY_S
         backend.go(1)
         stage.comment(at)
+        stage.wait_taken(2, wire)
         stage.comment(at + EVERY_S)
         backend.go(1)
         wait_until(lambda: _relayed(stage.plane) == [len(pieces[1])], 20, "the first of the answer")
@@ -377,6 +396,35 @@ def test_an_answer_that_breaks_off_is_told_as_ever(monkeypatch: pytest.MonkeyPat
         assert last_event(body)[1]["error"]["code"] == "upstream_incomplete"
 
 
+# ---- clients that do not read
+
+
+def test_a_client_that_does_not_read_an_open_stream_pauses_its_upstream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Within the same bound as ever, comments or none; what it reads in the end is whole."""
+    events = b"".join(
+        b'data: {"choices":[{"index":0,"delta":{"content":"%d"}}]}\n\n' % n for n in range(200_000)
+    )
+    end = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+    with (
+        Staged([head + events + end], close=True) as backend,
+        staged(backend.url, monkeypatch) as stage,
+    ):
+        wire = ask(stage, "/v1/chat/completions", kept=False, receive_buffer=64 << 10)
+        stage.wait_held()
+        stage.open(wire, comments=20)
+        stage.pool.phase(PoolPhase.READY)
+        relay = wait_until(lambda: _paused(stage.plane), 20, "the upstream is paused")
+        kernel_bytes, read_bytes = 1 << 20, 256 << 10
+        assert relay.sent <= PAUSE_ABOVE_BYTES + ASK_EVERY_BYTES + 2 * read_bytes + kernel_bytes
+        body = rest(wire).body
+        assert body.startswith(COMMENT)
+        assert body.endswith(events + end)
+        assert set(body[: -len(events + end)].split(COMMENT)) == {b""}
+
+
 # ---- clients leave
 
 
@@ -400,7 +448,7 @@ def test_who_follows_one_that_has_left_is_kept_alive_and_answered(stage: Stage) 
     stage.wait_held(waiting=1)
     second = ask(stage, "/v1/chat/completions")
     stage.wait_held(streams=2)
-    stage.open()
+    stage.open(first, second)
     first.reset()
     wait_until(lambda: _left(stage.plane) == 1, 20, "the first has left")
     stage.comment(time.monotonic() + SILENT_S + EVERY_S)
@@ -416,8 +464,17 @@ def _lives(plane: DataPlane) -> list[Exchange]:
     return plane.call(lambda: [*watch._young, *watch._old])
 
 
+def _unread(life: Exchange) -> bool:
+    acked = life.acked()
+    return acked is not None and acked[1] > 0
+
+
 def _left(plane: DataPlane) -> int:
     return sum(life.left for life in _lives(plane))
+
+
+def _paused(plane: DataPlane) -> Relay | None:
+    return next((life.relay for life in _lives(plane) if life.relay is not None and life.relay.paused), None)
 
 
 def _relayed(plane: DataPlane) -> list[int]:

@@ -22,7 +22,7 @@ import pytest
 
 from penstock.gateway.keepalive import COMMENT
 
-from ..conformance.bodies import chat, message
+from ..conformance.bodies import GENERATING, chat, message
 from ..support.crowd import key_file, secret_of
 from ..support.gateway import Gateway, gateway
 from ..support.leaks import nothing_left
@@ -148,6 +148,45 @@ def test_who_follows_in_another_worker_is_kept_alive_and_gets_the_same_bytes(tmp
         again = httpx.post(f"{running.url}{CHAT}", json=chat("m", stream=True), trust_env=False)
         assert again.headers["x-penstock-cache"] == "HIT-L1"
         assert COMMENT not in again.content
+
+
+# ---- a wake that fails
+
+
+def test_a_server_that_ends_instead_of_starting_is_told_to_all_who_wait_in_their_dialects(
+    tmp_path: Path,
+) -> None:
+    """Status and reason to those that are silent, a frame with both to those that are open; then the next is served."""
+    gate, good = tmp_path / "gate", tmp_path / "good"
+    wait = f"[ -e '{good}' ] && exec \"$@\"; while [ ! -e '{gate}' ]; do sleep 0.02; done; exit 3"
+    command = ["/bin/sh", "-c", wait, "sh", *simulator()]
+    with gateway(pooled(command, **KEEPING)) as running, ExitStack() as stack:
+        opened = {path: stack.enter_context(Plain(running.port)) for path in GENERATING}
+        silent = {path: stack.enter_context(Wire(running.port)) for path in GENERATING}
+        for path, make in GENERATING.items():
+            opened[path].send(request(path, json.dumps(make("m", stream=True)).encode()))
+            silent[path].send(request(path, json.dumps(make("m")).encode()))
+        for link in opened.values():
+            link.until(COMMENT)
+        wait_waiting(running, 2 * len(GENERATING))
+        gate.touch()
+        for path in GENERATING:
+            refused = silent[path].reply()
+            assert refused is not None
+            assert refused.status == 503
+            assert refused.header("retry-after")
+            message = refused.json()["error"]["message"]
+            assert "3" in str(message)
+            frame = opened[path].until(b"\r\n0\r\n\r\n")
+            error = json.loads(frame[frame.index(b"data: ") + 6 :].split(b"\n")[0])["error"]
+            assert (error["code"], error["status"], error["message"]) == ("wake_failed", 503, message)
+            assert (b"event: error\n" in frame) is (path in ("/v1/messages", "/v1/responses"))
+        failed = running.metric("penstock_requests_total", model="m", status="503")
+        assert failed == 2 * len(GENERATING)
+        good.touch()
+        wait_until(lambda: pool(running).get("phase") == "off", 30, "the next try may be made")
+        answer = httpx.post(f"{running.url}{CHAT}", json=chat("m"), timeout=60, trust_env=False)
+        assert answer.status_code == 200
 
 
 # ---- a drain
