@@ -67,7 +67,7 @@ def test_idle_means_idle_on_both_and_either_wakes_it_again() -> None:
         until_off(shared)
         assert len(shared.machines.stopped) == 1
         assert [ask(one).status_code for one in (other, owner)] == [200, 200]
-        assert len(shared.machines.started) == 2
+        assert shared.machines.launched == 2
         assert shared.machines.started[0] != shared.machines.started[1]
 
 

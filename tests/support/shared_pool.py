@@ -17,11 +17,13 @@ from .redis import RedisServer, redis_server
 
 @dataclass
 class Machines:
-    """What the receiver starts and stops, by the rules of docs/pools.md. refused: stops with a fence that is over."""
+    """What the receiver starts and stops, by the rules of docs/pools.md. launched: starts that found nothing running;
+    refused: stops with a fence that is over."""
 
     port: int = field(default_factory=free_port)
     fence: int = 0
     started: list[str] = field(default_factory=list)
+    launched: int = 0
     stopped: list[int] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
     running: subprocess.Popen[bytes] | None = None
@@ -34,6 +36,7 @@ class Machines:
                 self.fence = max(self.fence, said["fence"])
                 self.started.append(said["key"])
                 if self.running is None or self.running.poll() is not None:
+                    self.launched += 1
                     argv = [console_script(), "sim", "--host", "127.0.0.1", "--port", str(self.port)]
                     self.running = subprocess.Popen([*argv, "--model", "m", *self.options])
             elif said["fence"] < self.fence:

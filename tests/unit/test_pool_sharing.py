@@ -229,3 +229,106 @@ async def test_a_pool_of_this_node_alone_may_always_be_stopped_and_no_two_orders
     assert first.fence == 5000
     assert await alone.confirm("m", first)
     assert alone.others("m") == Others()
+
+
+# ---- what a node promises
+
+
+def draining(fence: int = 5, drain: int = 2) -> Lease:
+    return Lease(
+        era="e", owner="b.1", fence=fence, beat=1, lease_ms=6000, drain=drain, members=(0,), whole=True
+    )
+
+
+def held(agreement: Agreement, first: float, last: float, load: Load, phase: PoolPhase) -> None:
+    """Ticks in which the machine is told what others say after the node has said what it shows."""
+    for tick in range(round((last - first) * 50)):
+        now = first + tick / 50
+        agreement.tell(load, phase, [READY], now)
+        agreement.others(now)
+
+
+def through(agreement: Agreement, now: float) -> tuple[int, int]:
+    return agreement.told(now).word.drained
+
+
+def hearing(lease: Lease, now: float = 1.0) -> Agreement:
+    agreement = Agreement("m", "a.1", lambda: "e", TIMING, 0.0)
+    agreement.told(now)
+    agreement.heard("a", Seen(lease, "v1", words={"b": Word("b.1", 1)}), now, now)
+    return agreement
+
+
+def test_a_node_is_through_with_a_drain_when_it_holds_back_and_nothing_is_in_flight() -> None:
+    agreement = hearing(draining())
+    held(agreement, 1.0, 1.5, Load(running=1, inflight=(1,)), PoolPhase.DRAINING)
+    assert through(agreement, 1.5) == (0, 0)
+    held(agreement, 1.5, 1.7, Load(inflight=(0,)), PoolPhase.DRAINING)
+    assert through(agreement, 1.7) == (5, 2)
+    held(agreement, 1.7, 1.74, Load(inflight=(0,)), PoolPhase.READY)
+    assert through(agreement, 1.74) == (0, 0)
+
+
+def test_not_at_once_for_a_request_may_just_have_gone_by() -> None:
+    agreement = hearing(draining())
+    held(agreement, 1.0, 1.09, Load(inflight=(0,)), PoolPhase.DRAINING)
+    assert through(agreement, 1.09) == (0, 0)
+
+
+def test_who_could_not_hear_for_a_lease_promises_anew_whatever_it_showed_since() -> None:
+    """Its machine goes on by itself then: it may have been ready between two of its ticks."""
+    agreement = hearing(draining())
+    held(agreement, 1.0, 2.0, Load(inflight=(0,)), PoolPhase.DRAINING)
+    assert through(agreement, 2.0) == (5, 2)
+    agreement.tell(Load(inflight=(0,)), PoolPhase.STARTING, [MemberPhase.STARTING], 8.0)
+    assert not agreement.others(8.0).draining
+    assert through(agreement, 8.0) == (0, 0)
+
+
+def test_what_was_not_watched_without_a_gap_may_have_been_taken_meanwhile() -> None:
+    """A lagging replica may have brought back the very version that was seen before."""
+    agreement = hearing(draining())
+    agreement.told(100.0)
+    agreement.heard("a", Seen(draining(), "v1"), 100.0, 100.0)
+    assert agreement.told(101.0).lease is None
+    for at in range(101, 107):
+        agreement.heard("a", Seen(draining(), "v1"), float(at), float(at))
+    assert agreement.told(106.5).lease is not None
+
+
+def test_an_owner_whose_lease_ran_out_waits_for_it_like_the_others() -> None:
+    """What it finds may be an old copy, from before another one took over."""
+    agreement = hearing(Lease(era="e", owner="a.1", fence=5, beat=1, lease_ms=6000))
+    assert agreement.told(1.5).lease is None
+    for at in range(1, 8):
+        agreement.heard("a", Seen(Lease(era="e", owner="a.1", fence=5), "v1"), float(at), float(at))
+    told = agreement.told(7.5)
+    assert told.lease is not None
+    assert told.lease.fence == 6
+
+
+@pytest.mark.parametrize("acknowledged", [True, False], ids=["all", "not-all"])
+def test_a_stop_is_written_down_only_with_every_nodes_word(acknowledged: bool) -> None:
+    agreement = Agreement("m", "a.1", lambda: "e", TIMING, 0.0)
+    lease = Lease(era="e", owner="a.1", fence=5, beat=1, lease_ms=6000, drain=2, members=(0,), whole=True)
+    number = (5, 2) if acknowledged else (5, 1)
+    agreement.tell(Load(inflight=(0,)), PoolPhase.DRAINING, [DRAINING], 0.0)
+    for at in range(40):
+        word = Word("b.1", at, drained=number)
+        agreement.told(float(at))
+        agreement.heard("a", Seen(lease, "v1", swapped=True, words={"b": word}), float(at), float(at))
+    assert agreement.others(39.0).drained is acknowledged
+    order = agreement.order("stop", 0, ())
+    stop = agreement.confirming(order, 39.0)
+    assert (stop is not None) is acknowledged
+    assert stop is None or stop.stops == (1,)
+    assert agreement.confirming(order, 39.0 + TIMING.proven_s) is None, "it can prove it no longer"
+
+
+def test_a_node_that_leaves_in_good_order_is_not_waited_for() -> None:
+    nodes = Nodes(TIMING)
+    for at in range(40):
+        nodes.hear({"b": Word("b.1", at, busy=True)}, float(at))
+    assert nodes.busy(39.5)
+    nodes.hear({"b": Word("b.1", 40, left=True)}, 40.0)
+    assert not nodes.busy(40.0)

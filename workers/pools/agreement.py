@@ -55,7 +55,7 @@ class Agreement:
         self._phase = PoolPhase.NONE
         self._members: tuple[MemberPhase, ...] = ()
         self._settling: tuple[tuple[int, int], Settling] | None = None
-        self._drained = (0, 0)
+        self._drained = self._holding = (0, 0)
         self._used: set[tuple[str, int, int]] = set()
         self._serial = 0
         self._orders: dict[int, tuple[str, Verb, int, int]] = {}  # by member: key, verb, fence, drain
@@ -66,7 +66,7 @@ class Agreement:
     def tell(self, load: Load, phase: PoolPhase, members: Sequence[MemberPhase], now: float) -> bool:
         """A tick of the pool here; whether others should hear of it at once."""
         self._now = now
-        before = (self._was_busy, self._drained, self._wanted_drain())
+        before = (self._was_busy, self._drained, self._wanted_drain(), self._running())
         if load.finished_s > self._load.finished_s or load.busy is not self._was_busy:
             self._works += 1
         self._busy = self._busy or load.busy
@@ -77,7 +77,7 @@ class Agreement:
         self._load, self._phase, self._members = load, phase, tuple(members)
         self._used |= {self._epoch(member) for member in self._running()}
         self._look_drained(now)
-        after = (self._was_busy, self._drained, self._wanted_drain())
+        after = (self._was_busy, self._drained, self._wanted_drain(), self._running())
         return (before[0] is not after[0] and self._anyone_drains()) or before[1:] != after[1:]
 
     def _running(self) -> tuple[int, ...]:
@@ -100,7 +100,7 @@ class Agreement:
             held = self._phase is not PoolPhase.READY
         else:
             held = not any(self._phase_of(member) is READY for member in lease.members)
-        if not held:
+        if not held or self._holding != number:
             self._settling, self._drained = None, (0, 0)
             return
         if self._settling is None or self._settling[0] != number:
@@ -147,11 +147,12 @@ class Agreement:
         """What the store answered to what was told; `sent` is from before that. Whether a node should be rung."""
         self._now = now
         timing, before = self._timing, self._lease
+        gap = self._heard is None or now - self._heard >= timing.fresh_s
         self._heard = now
         self._busy = self._was_busy
         lease = seen.lease
-        if seen.version != self._version or before is None:
-            self._changed = now
+        if seen.version != self._version or before is None or gap:
+            self._changed = now  # in a gap it may have been changed, and changed back
         self._lease, self._version, self._floor = lease, seen.version, seen.floor
         if lease is not None:
             self._fence = max(self._fence, lease.fence)
@@ -199,7 +200,7 @@ class Agreement:
             # its own too, once it could not renew it in time: it may be an old copy, from before somebody else's
             held_s = max(self._timing.lease_s, lease.lease_ms / 1000)
             if now - self._heard >= self._timing.fresh_s:
-                return None  # it may have been changed, and changed back
+                return None
             if now - self._changed < held_s and not (lease.free and lease.fence >= self._fence):
                 return None
             return self._taken(lease)
@@ -260,6 +261,9 @@ class Agreement:
             return Others(False, True, False, draining=now - self._born < 2 * timing.beat_s)
         foreign = lease is not None and bool(lease.members) and not self.owner
         foreign = foreign and now - self._heard < timing.lease_s
+        # between two ticks it may have served, unless its machine was told to hold
+        self._holding = (lease.fence, lease.drain) if foreign and lease is not None else (0, 0)
+        self._look_drained(now)
         return Others(
             may_stop=self.proven(now),
             busy=self._nodes.busy(now),
