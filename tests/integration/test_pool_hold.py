@@ -293,6 +293,21 @@ def test_who_is_queued_when_servers_go_waits_for_them_instead(sim: Simulator, st
     assert [line.receive().status for line in lines] == [200, 200]
 
 
+def test_who_was_let_go_on_and_is_queued_may_have_to_wait_again(sim: Simulator, stack: ExitStack) -> None:
+    plane, pool = plane_of(stack, pooled(sim.url, model={"max_concurrent": 1}))
+    sim.faults({"kind": "hang", "stage": "stream", "after": 3})
+    lines = [ask(stack, plane, number, stream=True) for number in range(2)]
+    wait_demand(plane, 2)
+    pool.phase(PoolPhase.READY)
+    plane.wait_for(demand=0, running=1, queued=1)
+    pool.phase(PoolPhase.DRAINING)
+    plane.wait_for(demand=1, running=1, queued=0)
+    sim.faults({})
+    plane.wait_for(running=0)
+    pool.phase(PoolPhase.READY)
+    assert all(line.receive().complete for line in lines)
+
+
 def test_a_full_hold_refuses_with_its_depth(sim: Simulator, stack: ExitStack) -> None:
     plane, pool = plane_of(stack, pooled(sim.url, model={"max_queue": 2}))
     lines = [ask(stack, plane, number) for number in range(2)]
