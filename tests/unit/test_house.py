@@ -333,6 +333,12 @@ def test_one_that_stays_but_is_leaving_is_waited_for():
     assert decide([GIB], a=wants(), b=runs(0, pinned=True, phase=STOPPING)) == []
 
 
+def test_a_pool_whose_own_server_is_leaving_waits_for_its_place():
+    again = View((MemberView(STOPPING, (0,)), MemberView(OFF)), 1, waiting=1, oldest_s=NOW, need_bytes=GIB)
+    assert decide([GIB], a=again) == []
+    assert decide([2 * GIB], a=again) == [Grant("a", (0,))]
+
+
 def test_what_is_reserved_counts_every_member_until_it_is_gone():
     house = House([Device(0, 8 * GIB), Device(1, 8 * GIB)])
     views = {

@@ -96,7 +96,7 @@ class Floor:
         gone = {
             other
             for other in self._alive
-            if other != name and (other in self._leaving or not self._views[other].stays)
+            if other == name or other in self._leaving or not self._views[other].stays
         }
         if self.place(name, gone=gone) is not None:
             return None
