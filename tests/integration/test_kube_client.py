@@ -202,6 +202,20 @@ async def test_a_token_that_was_renewed_is_read_again(api, server, tmp_path):
     assert server.asked("get", "leases") == 1
 
 
+async def test_a_token_that_cannot_be_read_is_told_and_looked_for_again(api, server, watch, tmp_path, caplog):
+    (tmp_path / "token").rename(tmp_path / "away")
+    with pytest.raises(KubeFault, match="the Kubernetes token cannot be read: No such file"):
+        await api.get(LEASES.at("llm", "a"))
+    watch.start()
+    await until(lambda: watch.fault is not None)
+
+    (tmp_path / "away").rename(tmp_path / "token")
+
+    await until(lambda: server.watches == 1)
+    assert "Traceback" not in caplog.text
+    assert server.asked("get", "leases") == 0
+
+
 async def test_a_401_is_asked_again_once(api, server):
     server.fail(401, times=1)
     await api.create(AT, lease())

@@ -103,6 +103,22 @@ def test_a_controller_that_is_killed_is_followed_by_one_that_takes_the_pod_over(
     assert len(nodes.started) == 1
 
 
+def test_a_controller_that_is_killed_while_a_pod_starts_is_followed_by_one_that_waits_for_it(
+    running, server, nodes
+):
+    nodes.nudge(slow=True)
+    with ThreadPoolExecutor(1) as crowd:
+        asked = crowd.submit(ask, running)
+        wait_until(lambda: server.store.list("pods", "llm"))
+
+        kill_controller(running)
+        wait_until(lambda: "pool_adopts pool=m member=0 state=starting" in running.log())
+        nodes.nudge(slow=False)
+
+        assert asked.result().status_code == 200
+    assert len(nodes.started) == 1
+
+
 def test_every_waiter_gets_the_reason_and_the_next_success_serves(running, server, nodes):
     nodes.nudge(gpus=0)
     with ThreadPoolExecutor(4) as crowd:

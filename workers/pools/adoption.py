@@ -93,11 +93,13 @@ class Adoption:
         health, environ = self._ground.published().config.health, self._ground.environ
         key = environ.get(self._pool.api_key_env or "")
         urls = [running.url] if running.url else self._urls(member)
+        if not urls:
+            return "starting"  # it has no place yet
         for url in urls:
             async with client_for(url) as client:
                 if not await is_ready(client, url, path=health.path, api_key=key, timeout_s=ANSWER_S):
                     return "starting"
-        if self._pool.sleep_after_s is None or not urls:
+        if self._pool.sleep_after_s is None:
             return "ready"
         backend = Backend(url=urls[0], api_key_env=self._pool.api_key_env)
         target = Target(TargetKey(urls[0], backend.api_key_env, None, None), backend, environ)

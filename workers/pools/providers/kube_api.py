@@ -213,7 +213,10 @@ class KubeApi:
         headers = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "penstock"}
         if content_type is not None:
             headers["content-type"] = content_type
-        token = self.access.token()
+        try:
+            token = self.access.token()
+        except ProviderFault as fault:
+            raise KubeFault(str(fault)) from None
         if token:
             headers["authorization"] = f"Bearer {token}"
         return headers
