@@ -300,6 +300,7 @@ async def test_a_start_called_off_while_the_container_is_made_does_not_outrun_th
         starting = asyncio.ensure_future(provider.ensure_ready(0, ORDER, 30))
         await until(lambda: engine.called("POST", "/containers/create"))
         starting.cancel()
+        assert not (await asyncio.wait([starting], timeout=0.05))[0]
         await asyncio.to_thread(engine.mend)
         await asyncio.wait([starting])
         assert len(engine.containers) == 1  # so a stop that follows finds it
@@ -325,11 +326,12 @@ async def test_a_container_of_the_same_name_that_is_somebody_elses_is_left_alone
 async def test_the_next_controller_takes_over_what_runs_and_hears_of_its_end(engine: DockerDouble):
     async with provider_at(engine) as before:
         first = await before.ensure_ready(0, ORDER, 30)
+    async with provider_at(engine) as between:
+        assert await between.ensure_ready(0, ORDER, 30) == first
     async with provider_at(engine) as after:
         hears = await told(after)
         assert await after.status() == {0: first}
         assert not first.stale
-        assert await after.ensure_ready(0, ORDER, 30) == first
         assert engine.called("POST", "/containers/create") == 1
         engine.kill(only(engine))
         member, reason = await hears()

@@ -10,17 +10,14 @@ import pytest
 from tests.support.gateway import Gateway, gateway
 from tests.support.pool_gateway import (
     ask,
-    chat,
     kill_controller,
     phases,
     pool,
     pooled,
     records,
-    servers,
     simulator,
     wait_phase,
 )
-from tests.support.procs import wait_until
 
 
 def _url(g: Gateway) -> str:
@@ -59,14 +56,6 @@ def test_a_server_with_nothing_to_do_sleeps_and_the_next_request_wakes_the_same_
         assert phases(g)[:7] == ["off", "starting", "ready", "draining", "asleep", "starting", "ready"]
 
 
-def test_what_sleeps_for_long_is_stopped_without_being_woken():
-    with gateway(pooled(sleep_after_s=0.2, idle_timeout_s=1.0)) as g:
-        assert ask(g).status_code == 200
-        wait_phase(g, "off")
-        assert servers(g) == []
-        assert phases(g) == ["off", "starting", "ready", "draining", "asleep", "stopping", "off"]
-
-
 @pytest.mark.parametrize(
     ("level", "fault", "how"),
     [(1, "wake_fails", "error"), (1, "wake_fails", "dies"), (2, "reload_fails", "error")],
@@ -84,28 +73,6 @@ def test_a_wake_that_fails_becomes_a_restart_and_the_request_is_answered(level: 
         assert "failed" not in phases(g)
 
 
-def test_a_sleep_that_fails_becomes_a_stop_and_the_next_request_starts_it():
-    with gateway(pooled(sleep_after_s=0.3)) as g:
-        said = _text(ask(g))
-        (before,) = records(g)
-        _fault(g, kind="sleep_fails")
-        wait_until(lambda: phases(g)[-1] == "off")
-        assert "asleep" not in phases(g)
-        assert _text(ask(g)) == said
-        assert records(g)[0]["pid"] != before["pid"]
-
-
-def test_a_server_that_dies_asleep_is_off_and_the_next_request_starts_it():
-    with gateway(pooled(sleep_after_s=0.3)) as g:
-        said = _text(ask(g))
-        wait_phase(g, "asleep")
-        _fault(g, kind="wake_fails", how="dies")
-        with pytest.raises(httpx.TransportError):
-            httpx.post(f"{_url(g)}/wake_up", timeout=5, trust_env=False)
-        wait_until(lambda: phases(g)[-1] == "off")
-        assert _text(ask(g)) == said
-
-
 def test_a_killed_controllers_successor_knows_what_sleeps():
     with gateway(pooled(sleep_after_s=0.3, sleep_level=2)) as g:
         said = _text(ask(g))
@@ -117,22 +84,6 @@ def test_a_killed_controllers_successor_knows_what_sleeps():
         assert _text(ask(g)) == said
         assert [record["pid"] for record in records(g)] == [record["pid"] for record in before]
         assert _stats(g)["sleep"]["reloads"] == 1
-
-
-def test_a_stream_outlives_the_time_to_sleep_and_its_last_byte_counts():
-    with gateway(pooled(simulator("--decode-ms", "20"), sleep_after_s=0.2)) as g:
-        with httpx.stream(
-            "POST",
-            f"{g.url}/v1/chat/completions",
-            json=chat(tokens=40, stream=True),
-            timeout=30,
-            trust_env=False,
-        ) as answer:
-            lines = [line for line in answer.iter_lines() if line]
-        assert lines[-1] == "data: [DONE]"
-        assert '"finish_reason":"abort"' not in "".join(lines)
-        assert "asleep" not in phases(g)
-        wait_phase(g, "asleep")
 
 
 def test_the_routes_of_the_development_mode_are_not_offered_by_the_gateway():

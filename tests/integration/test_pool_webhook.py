@@ -9,8 +9,7 @@ from typing import Any
 
 from tests.integration.test_webhook_provider import Fleet, fleet
 from tests.support.gateway import Gateway, gateway
-from tests.support.pool_gateway import ask, kill_controller, phases, wait_phase
-from tests.support.procs import wait_until
+from tests.support.pool_gateway import ask, phases, wait_phase
 from tests.support.receiver import SECRET, Answer, Receiver
 
 
@@ -57,21 +56,3 @@ def test_a_receiver_that_refuses_is_503_with_its_words_and_the_next_success_serv
             assert "webhook answered 422: quota of GPUs exceeded" in answer.json()["error"]["message"]
             wait_phase(g, "off")
             assert ask(g).status_code == 200
-
-
-def test_a_killed_controllers_successor_sees_the_server_and_starts_none():
-    with fleet() as (servers, heard), pooled(servers, heard) as g:
-        assert ask(g).status_code == 200
-        kill_controller(g)
-        assert ask(g).status_code == 200
-        wait_phase(g, "ready")
-        assert [fields["action"] for fields in heard.acted] == ["start"]
-
-
-def test_a_server_that_is_gone_without_a_word_is_asked_for_again():
-    with fleet() as (servers, heard), pooled(servers, heard) as g:
-        assert ask(g).status_code == 200
-        servers.procs.pop(0).stop()
-        wait_until(lambda: "off" in phases(g)[1:])
-        assert ask(g).status_code == 200
-        assert [fields["action"] for fields in heard.acted].count("start") == 2
