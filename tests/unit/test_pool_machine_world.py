@@ -47,7 +47,7 @@ TERMS = st.builds(
     Terms,
     min=st.sampled_from([0, 0, 0, 1]),
     max=st.integers(1, MOST),
-    target=st.integers(1, 4),
+    target=st.sampled_from([1, 2, 4, 8]),
     idle_timeout_s=st.sampled_from([0.5, 2.0, 30.0]),
     sleep_after_s=st.sampled_from([None, 0.3, 3.0, 40.0]),
     sleep_level=st.sampled_from([1, 2]),
@@ -260,10 +260,15 @@ class Play(RuleBasedStateMachine):
             assert len(self.world.pending) == before + bool(wanted)
 
     @precondition(lambda self: self.world.pending)
-    @rule(n=SMALL, well=st.sampled_from([True, True, False]), twice=st.booleans())
-    def an_effect_ends(self, n, well, twice):
+    @rule(n=SMALL, well=st.sampled_from([True, True, False]), twice=st.booleans(), lost=st.booleans())
+    def an_effect_ends(self, n, well, twice, lost):
+        """lost: with it the right to stop."""
+        if lost and not well:
+            self.world.others = Others(may_stop=False)
+            self.world.tick(0.0)
         pending = self.world.pending
-        self.world.end(sorted(pending)[n % len(pending)], well, twice)
+        if pending:
+            self.world.end(sorted(pending)[n % len(pending)], well, twice)
 
     @precondition(lambda self: any(s != OFF for s in self.world.servers))
     @rule(n=SMALL, lost=st.booleans())
