@@ -502,7 +502,7 @@ async def test_a_server_that_is_silent_is_shown_down_and_up_again(
         await controller.end()
 
 
-async def test_a_server_that_stays_silent_is_ended_and_one_that_refuses_is_at_once(
+async def test_a_server_that_refuses_connections_is_ended_and_started_again(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from penstock.workers.pools import watch
