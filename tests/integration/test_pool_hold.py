@@ -375,7 +375,9 @@ def test_the_deadline_of_the_whole_call_begins_behind_the_wait(sim: Simulator, s
     model = {"timeouts": {"total_s": 1.0}}
     plane, pool = plane_of(stack, pooled(f"http://127.0.0.1:{port}", model=model))
     pool.phase(PoolPhase.READY)
-    line = ask(stack, plane)
+    (backend,) = plane.worker.fleet.backends
+    wait_until(lambda: backend.up, what="that is known")
+    line = ask(stack, plane)  # it begins, and is refused
     wait_demand(plane, 1)
     pool.phase(PoolPhase.STARTING)
     began = plane.worker.clock()
