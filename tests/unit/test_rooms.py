@@ -5,6 +5,7 @@ What a keeper's provider would do is said here by hand: its servers start, use m
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -276,9 +277,17 @@ async def test_a_server_that_changed_while_nvml_was_asked_is_not_measured(node: 
     one.tick()
     a.pids[0] = [41]
     one.library.gpus[0].processes = {41: GIB}
-    a.ready(0)  # no tick has seen it yet: NVML may have been asked while it loaded
+    one.tick()
+    one.library.go_on.clear()
+    looking = asyncio.ensure_future(one.look())
+    await asyncio.sleep(0)
+    a.ready(0)
+    one.tick()
+    one.library.go_on.set()
+    await looking
+    assert one.rooms.needs() == {}, "what was said may be from while it loaded"
     await one.look()
-    assert one.rooms.needs() == {}
+    assert one.rooms.needs() == {"a": GIB}
 
 
 async def test_how_long_it_starts_ends_and_finishes_its_turn_is_learned(node: Callable[..., Node]):

@@ -30,7 +30,7 @@ MARGIN_SHARE = 0.05
 """Of the cap: turns end so much earlier, for what ticks and estimates are off by."""
 START_SHARE, LEAVE_SHARE = 0.5, 0.1
 """Of the cap: what a start, and leaving, is taken to last until one was seen."""
-MOST_SETS = 2_000
+MOST_SETS = 500
 """Sets of pools looked at to find the smallest that has to leave; beyond, one that will do."""
 
 
@@ -164,16 +164,17 @@ class House:
         candidates.sort(
             key=lambda other: (bool(views[other].running), views[other].ready_since_s or 0.0, other)
         )
-        victims = _smallest(name, candidates, floor)
-        if victims is None:
+        if floor.place(name, gone=frozenset(candidates), later=True) is None:
             return
-        leave_s = max((self._leave_s(views[other]) for other in victims), default=0.0)
+        leave_s = max(self._leave_s(views[other]) for other in candidates)
         at = now
         for one in blocked:
             at += leave_s + self._start_s(views[one])
             leave_s = self._leave_s(views[one])
             if at >= self._asked[one] + self.max_wait_s * (1 - MARGIN_SHARE):
-                self._clear(name, victims, floor, told, made, views)
+                victims = _smallest(name, candidates, floor)
+                if victims is not None:
+                    self._clear(name, victims, floor, told, made, views)
                 return
 
     def _start_s(self, view: View) -> float:
