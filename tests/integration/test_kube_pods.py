@@ -316,6 +316,29 @@ async def test_a_pod_that_somebody_deletes_while_it_starts_fails_the_start(serve
     await starting
 
 
+async def test_a_start_that_fails_ends_when_its_pod_is_gone(server, provider, nodes):
+    nodes.nudge(not_ready=True, stuck=True)
+    starting = asyncio.create_task(fails(provider, server, "not ready after 0.5 s", 0.5))
+    await until(lambda: pods(server) and pods(server)[0]["metadata"].get("deletionTimestamp"))
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+    assert not starting.done()
+    nodes.nudge(stuck=False)
+
+    await starting
+
+
+async def test_a_pod_that_ends_before_vllm_is_healthy_fails_the_start(server, make, nodes):
+    nodes.api_key = "the key"
+    provider = make(api_key="another")
+    starting = asyncio.create_task(fails(provider, server, "ended: Error, exit code 4"))
+    # it is Ready then, and the gateway asks
+    await until(lambda: any(one.asked for one in nodes.servers.values()))
+    nodes.crash(name_of(provider), "llm", 4)
+
+    await starting
+
+
 async def test_a_model_that_is_not_there_fails_the_start(server, provider):
     server.store.remove("vllmmodels", "", "qwen3")
 

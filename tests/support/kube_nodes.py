@@ -297,13 +297,15 @@ class Light:
     """A server in this process."""
 
     def __init__(self, ip: str, api_key: str | None) -> None:
-        self.ip, self.seen_ready = ip, True
+        self.ip, self.seen_ready, self.asked = ip, True, 0
+        light = self
 
         class Handler(BaseHTTPRequestHandler):
             def log_message(self, *_: object) -> None:
                 """Nothing."""
 
             def do_GET(self) -> None:
+                light.asked += 1
                 good = api_key is None or self.headers.get("authorization") == f"Bearer {api_key}"
                 self.send_response(200 if good else 401)
                 self.send_header("Content-Length", "0")

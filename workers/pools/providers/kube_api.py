@@ -197,9 +197,10 @@ class KubeApi:
 
     def _open(self) -> httpx.AsyncClient:
         if self._client is None:
-            verify: ssl.SSLContext | bool = True
+            # authorities are read from disk for those alone that prove who they are
+            verify: ssl.SSLContext | bool = self.access.server.startswith("https:")
             try:
-                if self.access.ca is not None:
+                if verify and self.access.ca is not None:
                     verify = ssl.create_default_context(cafile=str(self.access.ca))
             except (OSError, ssl.SSLError) as fault:
                 raise KubeFault(f"the Kubernetes API's authority cannot be read: {fault}") from None

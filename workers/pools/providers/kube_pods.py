@@ -163,9 +163,7 @@ class PodsProvider(Provider):
                 raise ProviderFault(f'a Pod "{name}" that is not this pool\'s is in the way')
             state = state_of(there)
             if state.runs and _note(there, MADE_FROM_NOTE) == _note(wanted, MADE_FROM_NOTE):
-                # where others have the pool too, one that serves them is theirs as much as ours
-                if not (self._terms.shared and state.phase is PodPhase.READY):
-                    made.append(there)
+                made.append(there)
                 if fence_of(there) < order.fence:
                     await self._fence(there, order.fence)
                 return there
