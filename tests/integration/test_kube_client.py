@@ -15,6 +15,7 @@ from penstock.workers.pools.providers.kube_place import LEASES, PODS, VLLM_MODEL
 from penstock.workers.pools.providers.kube_watch import KubeWatch
 
 from ..support.kube_api import KubeApiDouble
+from ..support.scripted import certificate
 
 AT = LEASES.at("llm")
 
@@ -87,6 +88,18 @@ def test_a_configured_server_does_not_get_the_pods_own_token(tmp_path):
 def test_outside_of_a_cluster_the_server_must_be_configured(tmp_path):
     with pytest.raises(ProviderFault, match=r"`pools\.kubernetes\.server` is absent"):
         KubeAccess.of(KubernetesApi(), {}, tmp_path)
+
+
+async def test_a_server_must_be_known_to_the_authority(tmp_path):
+    with KubeApiDouble(tls=certificate(tmp_path, "127.0.0.1")) as server:
+        for ca, trusted in ((server.tls, True), (None, False)):
+            api = KubeApi(KubeAccess(server.url, None, ca), clock=time.monotonic, patience_s=0.1)
+            if trusted:
+                assert await api.list(AT) == ([], "100")
+            else:
+                with pytest.raises(KubeFault, match=r"does not answer: .*CERTIFICATE_VERIFY_FAILED"):
+                    await api.list(AT)
+            await api.close()
 
 
 # ---- requests

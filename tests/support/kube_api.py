@@ -9,11 +9,13 @@ run time, `stop` and `start` make it restart with what it had. `requests` has ev
 import contextlib
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -51,12 +53,13 @@ class Fault:
 
 @dataclass
 class KubeApiDouble:
-    """A context manager. rules: of RBAC, as in a Role; None: everybody may do everything."""
+    """A context manager. rules: of RBAC, as in a Role; None: everybody may do everything. tls: certificate and key."""
 
     token: str | None = None
     rules: list[Json] | None = None
     page: int = 500
     gone_as_event: bool = True
+    tls: Path | None = None
     store: KubeStore = field(default_factory=KubeStore)
     requests: list[Asked] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
@@ -69,7 +72,7 @@ class KubeApiDouble:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
         return self.start()
@@ -102,6 +105,10 @@ class KubeApiDouble:
                 """A client that leaves is no error."""
 
         self._server = Server(("127.0.0.1", self.port), Handler)
+        if self.tls is not None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(self.tls)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
