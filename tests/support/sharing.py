@@ -14,7 +14,7 @@ from penstock.workers.pools.providers.base import Order
 from penstock.workers.pools.shared import Shared
 from penstock.workers.pools.words import Load, MemberPhase, Others
 
-TIMING = Timing(beat_s=0.06, lease_s=0.9, silent_s=0.9)
+TIMING = Timing(beat_s=0.1, lease_s=1.8, silent_s=1.2)
 POOL = "org/model:1"
 
 
@@ -30,6 +30,7 @@ class SharingNode:
 
     def tick(self) -> None:
         self.shared.tell(POOL, self.load, self.phase, self.members, time.monotonic())
+        self.shared.others(POOL)
 
     @property
     def others(self) -> Others:
