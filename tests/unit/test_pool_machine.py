@@ -524,6 +524,12 @@ def test_while_another_node_drains_the_pool_requests_are_held_and_nothing_is_don
     assert pool.shows is PoolPhase.READY
 
 
+def test_two_nodes_do_not_both_stop_a_pool():
+    pool = Pool().up()
+    pool.tell(StopAsked(), 1)
+    assert pool.until(2, Others(draining=True)) == []
+
+
 def test_a_restart_after_a_wake_that_failed_waits_for_the_right_to_stop():
     pool = Pool(sleep_after_s=10.0).up()
     pool.until(10.2)
