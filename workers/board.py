@@ -50,9 +50,8 @@ class Board:
                 row = self._rows.get(index) or self._table.read(index)
                 if row is None or row.identity != who:
                     row = BackendState(health=UNKNOWN, identity=who, since_ns=now_ns)
-                if pooled is not bool(
-                    row.pool_state
-                ):  # nobody asks a server of a pool before the pool says so
+                # nobody asks a server of a pool before the pool says so
+                if pooled is not bool(row.pool_state):
                     row = replace(row, pool_state=PoolPhase.OFF if pooled else 0, health=UNKNOWN)
                 rows[index] = replace(row, weight_milli=round(backend.weight * 1000))
         self._rows = rows

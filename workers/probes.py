@@ -80,9 +80,8 @@ class Prober:
         self._health = health
         self._watched = {}
         for model, settings in published.config.models.items():
-            if (
-                settings.pool is not None
-            ):  # a server that is off or asleep must not be asked: `pools.watch` does it
+            # a server that is off or asleep must not be asked: `pools.watch` does what there is to do
+            if settings.pool is not None:
                 continue
             for backend in settings.backends:
                 of_model = model if health.completion else None

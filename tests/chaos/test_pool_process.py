@@ -118,6 +118,7 @@ def test_the_successor_sees_the_end_of_a_server_that_is_not_its_child_and_no_zom
         kill_controller(g)
         wait_until(lambda: "pool_adopts" in g.log())
         victim = records(g)[0]["pid"]
+        assert victim in children(g.pid)  # the supervisor's, who reaps it
         os.kill(victim, signal.SIGKILL)
         wait_phase(g, "off")
         wait_until(lambda: victim not in children(g.pid))

@@ -24,9 +24,7 @@ def _ends_with_the_gateway(record: Record) -> bool:
 class LeftOver:
     """Processes on record in a state folder: those that `concerns` says, else those that end with the gateway."""
 
-    def __init__(
-        self, state: Path, concerns: Callable[[Record], bool] = lambda one: one.ending or not one.keep
-    ) -> None:
+    def __init__(self, state: Path, concerns: Callable[[Record], bool] = _ends_with_the_gateway) -> None:
         self._state = state
         self._records = [one for one in read_all(state) if concerns(one)]
         self._kill_at: dict[int, float] = {}
