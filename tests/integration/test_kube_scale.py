@@ -17,7 +17,7 @@ from penstock.workers.pools.providers.kube_terms import KubeTerms
 from penstock.workers.pools.providers.reach import Reach
 
 from ..support.kube_api import KubeApiDouble
-from ..support.kube_nodes import KubeNodes, Light
+from ..support.kube_nodes import KubeNodes, Light, free_address
 from ..support.kube_rules import granted, rules_of
 from ..support.kube_store import Refused
 
@@ -58,7 +58,7 @@ def nodes(server: KubeApiDouble) -> Iterator[KubeNodes]:
 @pytest.fixture
 def light() -> Iterator[Light]:
     """The server behind the Service."""
-    server = Light("127.0.0.88", None)
+    server = Light(free_address(), None)
     yield server
     server.stop()
 
@@ -70,7 +70,7 @@ Make = Callable[..., ScaleProvider]
 async def make(kind: str, server: KubeApiDouble, nodes: KubeNodes, light: Light) -> AsyncIterator[Make]:
     made: list[ScaleProvider] = []
 
-    def new(*, shared: bool = False, url: str = "http://127.0.0.88:8000", **pool: Any) -> ScaleProvider:
+    def new(*, shared: bool = False, url: str | None = None, **pool: Any) -> ScaleProvider:
         terms: Pool = msgspec.convert(
             {"provider": "kubernetes", "scale": {"kind": kind, "name": "vllm"}, "max": 3} | pool, Pool
         )
@@ -78,7 +78,7 @@ async def make(kind: str, server: KubeApiDouble, nodes: KubeNodes, light: Light)
         api = KubeApi(
             KubeAccess(server.url), clock=time.monotonic, patience_s=1.0, retry_s=0.01, most_retry_s=0.05
         )
-        backends = (Backend(url=url),)
+        backends = (Backend(url=url or f"http://{light.ip}:8000"),)
         reach = Reach(backends, lambda: backends, members=3, health_path="/health", environ={}, every_s=0.02)
         made.append(
             ScaleProvider(
@@ -171,7 +171,7 @@ async def test_ready_needs_ready_replicas(server, kind, provider, nodes):
 
 async def test_ready_needs_vllms_health(server, kind, make):
     with pytest.raises(ProviderFault, match=r"not ready after 0\.5 s"):
-        await make(url="http://127.0.0.89:8000").ensure_ready(0, order(), 0.5)
+        await make(url=f"http://{free_address()}:8000").ensure_ready(0, order(), 0.5)
 
     assert replicas(server, kind) == 0
 

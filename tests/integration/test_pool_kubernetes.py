@@ -10,7 +10,7 @@ import pytest
 
 from ..support.gateway import Gateway, gateway
 from ..support.kube_api import KubeApiDouble
-from ..support.kube_nodes import KubeNodes
+from ..support.kube_nodes import KubeNodes, free_address
 from ..support.kube_rules import rules_of
 from ..support.pool_gateway import ask, kill_controller, phases, pool, tell, wait_phase
 from ..support.procs import wait_until
@@ -162,7 +162,7 @@ SCALED = {
 
 def test_a_request_wakes_a_deployment(nodes, server, tmp_path):
     """Its Service is where its one Pod is, as far as a client can see."""
-    nodes.address, nodes.api_key = "127.0.0.90", None
+    nodes.address, nodes.api_key = free_address(), None
     server.rules = rules_of("penstock-scale")
     server.store.create("deployments", "llm", SCALED)
     config = config_of(server, tmp_path, {})
@@ -171,7 +171,7 @@ def test_a_request_wakes_a_deployment(nodes, server, tmp_path):
         "namespace": "llm",
         "scale": {"kind": "deployment", "name": "vllm"},
     }
-    config["models"]["m"] = {"pool": pool_terms, "backends": [{"url": "http://127.0.0.90:8000"}]}
+    config["models"]["m"] = {"pool": pool_terms, "backends": [{"url": f"http://{nodes.address}:8000"}]}
 
     with gateway(config) as running:
         assert ask(running).status_code == 200

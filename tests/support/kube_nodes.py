@@ -20,6 +20,12 @@ from .procs import Proc, accepts, console_script
 _networks = itertools.count(random.SystemRandom().randrange(1 << 20))
 
 
+def free_address() -> str:
+    """An address of this machine that nobody else is likely to use."""
+    number = next(_networks)
+    return f"127.{64 + (number >> 14) % 128}.{(number >> 7) % 128 + 1}.{number % 128 + 1}"
+
+
 @dataclass
 class KubeNodes:
     """A context manager. sim: Pods run `penstock sim`. gpus: of all nodes. api_key: what the Secret holds.
@@ -220,8 +226,7 @@ class KubeNodes:
         self.store.set_status("pods", namespace, pod["metadata"]["name"], change)
 
     def _serve(self, container: Json) -> "Light | _Sim":
-        number = next(_networks)
-        ip = self.address or f"127.{64 + (number >> 14) % 128}.{(number >> 7) % 128 + 1}.{number % 128 + 1}"
+        ip = self.address or free_address()
         return _Sim(ip, container, self.api_key) if self.sim else Light(ip, self.api_key)
 
     def _end(self, uid: str) -> None:

@@ -11,7 +11,7 @@ from penstock.workers.pools.providers.base import ProviderFault
 from penstock.workers.pools.providers.kube_pod import FENCE_NOTE, MADE_FROM_NOTE, PodPlan
 from penstock.workers.pools.providers.kube_state import PodPhase, state_of
 
-from ..support.kube_nodes import Light
+from ..support.kube_nodes import Light, free_address
 from ..support.kube_schema import object_faults
 from ..support.kube_store import pod_rules
 
@@ -182,10 +182,10 @@ def test_probes_send_the_key_and_the_pod_does_not_hold_it():
 
 
 def test_the_probe_of_a_pod_with_a_key_passes_with_it_and_fails_without(monkeypatch):
-    server = Light("127.0.0.87", "the key")
+    server = Light(free_address(), "the key")
     try:
         pod = plan(api_key_env="VLLM_KEY", pod={"secrets": ["vllm"]}).pod(0, source())
-        script = container(pod)["livenessProbe"]["exec"]["command"][2].replace("127.0.0.1", "127.0.0.87")
+        script = container(pod)["livenessProbe"]["exec"]["command"][2].replace("127.0.0.1", server.ip)
         monkeypatch.setenv("VLLM_API_KEY", "the key")
         exec(compile(script, "probe", "exec"), {})
         monkeypatch.setenv("VLLM_API_KEY", "another")
