@@ -19,7 +19,8 @@ from .errors import Fault, Kind
 from .faults import fault_of
 from .gathered import Gathered, sliced
 from .life import Life
-from .metrics import PAUSES, Metrics
+from .meter import StreamMeter
+from .metrics import INTER_TOKEN, PAUSES, Metrics
 from .raw import Out, RawRequest
 from .record import Record
 from .relay import PAUSE_ABOVE_BYTES, UNKNOWN_LIMIT_BYTES, Relay, Upstream
@@ -66,6 +67,8 @@ class Answering:
         if 200 <= call.status < 300 and is_event_stream(media):
             return self.stream(errand.endpoint.dialect, call, call.status, fields, out, life)
         if call.complete:
+            if call.status < 300:
+                life.told = call.body
             out.respond(call.status, fields, call.body)
             return None
         return self._long(call, fields, out, life)
@@ -82,7 +85,10 @@ class Answering:
             return
         answer = self._buffers.answer(call)
         try:
-            await self.whole(call.status, fields, await self.gather(call, answer), out, life)
+            body = await self.gather(call, answer)
+            if call.status < 300:
+                life.told = body
+            await self.whole(call.status, fields, body, out, life)
         finally:
             answer.release()
 
@@ -94,15 +100,20 @@ class Answering:
         fields: list[tuple[str, str]],
         out: Out,
         life: Life,
+        kept: bool = False,
     ) -> None:
         """Relay a stream to one client, to its terminal event; raises :class:`Fault` for how it failed.
 
-        ``dialect`` is None for a body of known length, which ends where it ends.
+        ``dialect`` is None for a body of known length, which ends where it ends. ``kept``: it comes from the cache,
+        and says nothing of a backend.
         """
         if dialect is None and life.opened:
             raise refusal(status, b"")
         end = None if dialect is None else WORDS[dialect].stream_end()
-        relay = Relay(source, out.stream(status, fields), end, self._loop, life.said_bytes)
+        meter = None
+        if end is not None and not kept:
+            meter = life.meter = StreamMeter(self._metrics.histogram(INTER_TOKEN, life.model))
+        relay = Relay(source, out.stream(status, fields), end, self._loop, life.said_bytes, meter)
         await self._relay(relay, source, life)
         if end is not None and end.status != 200:
             life.status = end.status
@@ -155,7 +166,7 @@ class Answering:
         held = self._buffers.hold(size) if size > PAUSE_ABOVE_BYTES else 0
         gathered = Gathered(record.pieces())
         try:
-            await self.stream(dialect, gathered, record.status, fields, out, life)
+            await self.stream(dialect, gathered, record.status, fields, out, life, kept=True)
         finally:
             gathered.abort()
             if held:

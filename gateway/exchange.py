@@ -343,9 +343,11 @@ class Exchange(Life):
             except ProtocolClosed:
                 raise Fault(Kind.BODY_BROKEN, "the body ended before its Content-Length") from None
         else:
+            began = perf_counter_ns()
             raw.body = await self._gather(
                 limits.max_body, self.began_s + listen.read_timeout_s, listen.body_timeout_s
             )
+            self.body_ns = perf_counter_ns() - began
         self.body_by = 0.0
         if length is not None and len(raw.body) != length:
             raise Fault(Kind.BODY_BROKEN, "the body ended before its Content-Length")

@@ -6,6 +6,7 @@ from ..cache.outcome import NoCache
 from .errors import Fault
 from .flight import Flight
 from .limits.grant import Grant
+from .meter import StreamMeter
 from .pool_view import PoolView
 from .relay import Relay
 
@@ -19,6 +20,14 @@ class Life:
     queued_ns = 0
     #: how long it waited for servers to wake; counted in ``queued_ns`` too
     wake_ns = 0
+    #: how long Redis was waited for
+    far_ns = 0
+    #: how long its body took to come, where that took more than one await
+    body_ns = 0
+    #: a backend's whole answer, of which the tokens are still to be counted
+    told: bytes | bytearray = b""
+    #: of a stream that comes from a backend
+    meter: StreamMeter | None = None
     #: since when it waits for a pool that is not ready, by itself or behind who asks for it (s, the worker's clock);
     #: 0.0: it does not. ``hold_pool`` is set before, and stays.
     hold_since = 0.0

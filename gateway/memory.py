@@ -18,7 +18,7 @@ from ..cache.slots import alive
 from ..cache.tiered import Tiers
 from .config import L2 as L2Config
 from .config import Cache, RedisServer
-from .metrics import STORES, Metrics
+from .metrics import L2_UP, STORES, Metrics
 
 
 class Memory:
@@ -66,6 +66,8 @@ class Memory:
 
     def report(self, metrics: Metrics) -> None:
         """Add what was counted since the last time."""
+        if self._l2 is not None:
+            metrics.gauge(L2_UP, value=self._l2.available)
         for layer, counts in (("l1", self._l1), ("l2", self._l2)):
             if counts is None:
                 continue

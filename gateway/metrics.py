@@ -22,6 +22,7 @@ LATENCY_BUCKETS_S = (
 )
 #: Seconds, up to the longest that a start of a server may take.
 WAKE_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0)
+PAUSE_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 _NS = 1_000_000_000
@@ -63,9 +64,10 @@ STORES = Family(
 )
 ADDED = Family(
     "penstock_added_latency_seconds",
-    "Time the gateway itself added before the first byte of an answer: total minus waiting for the backend.",
+    "Time the gateway itself added before the first byte of an answer: total minus waiting for the backend, for a "
+    "place and for servers to wake.",
     "histogram",
-    ("endpoint",),
+    ("endpoint", "cache"),
     LATENCY_BUCKETS_S,
 )
 DURATION = Family(
@@ -73,6 +75,49 @@ DURATION = Family(
     "Time from the request's head to the answer's last byte, as the gateway sees it.",
     "histogram",
     ("endpoint",),
+    LATENCY_BUCKETS_S,
+)
+STAGES = Family(
+    "penstock_stage_seconds",
+    "Where requests spent their time, of those that went through it: body (a long or chunked one came), l2 (Redis was "
+    "asked), queue (no place was free), backend (until its answer began), stream (from its first bytes to its last).",
+    "histogram",
+    ("stage",),
+    LATENCY_BUCKETS_S,
+)
+FIRST_TOKEN = Family(
+    "penstock_time_to_first_token_seconds",
+    "From a request's body to the first bytes of its stream, queue and wake included. "
+    "What the cache gives is not in it.",
+    "histogram",
+    ("model",),
+    LATENCY_BUCKETS_S,
+)
+INTER_TOKEN = Family(
+    "penstock_inter_token_latency_seconds",
+    "Time between two pieces of a stream as they were passed on; vLLM sends one for each token.",
+    "histogram",
+    ("model",),
+    LATENCY_BUCKETS_S,
+)
+TOKENS = Family(
+    "penstock_tokens_total",
+    "Tokens of backends' answers by kind, prompt or completion, as their usage says; of a stream that says nothing of "
+    "it, its events as completion. What the cache gives costs none.",
+    "counter",
+    ("model", "kind"),
+)
+ERRORS = Family(
+    "penstock_errors_total",
+    "Requests that the gateway itself answered with an error, or ended with one, by its code.",
+    "counter",
+    ("model", "code"),
+)
+CONNECTS = Family(
+    "penstock_upstream_connect_seconds",
+    "How long it took to open connections to backends, those that could be opened.",
+    "histogram",
+    (),
     LATENCY_BUCKETS_S,
 )
 RETRIES = Family(
@@ -144,6 +189,27 @@ LAG_MAX = Family(
 TASKS = Family(
     "penstock_tasks", "What a worker's loop has to do: its asyncio tasks, every 10 s.", "gauge", worker=True
 )
+GC_PAUSES = Family(
+    "penstock_gc_pause_seconds",
+    "How long the garbage collector held a worker, by the generation it went through.",
+    "histogram",
+    ("generation",),
+    PAUSE_BUCKETS_S,
+    worker=True,
+)
+INFLIGHT = Family(
+    "penstock_worker_inflight_requests",
+    "Requests that a worker is answering, every second.",
+    "gauge",
+    worker=True,
+)
+CLIENTS = Family(
+    "penstock_client_connections",
+    "Open connections of clients over TCP, as a worker last counted them.",
+    "gauge",
+    worker=True,
+)
+L2_UP = Family("penstock_cache_l2_up", "1 while a worker asks Redis for answers.", "gauge", worker=True)
 CONNECTIONS = Family(
     "penstock_upstream_connections", "Upstream connections.", "gauge", ("backend", "state"), worker=True
 )
@@ -159,6 +225,12 @@ FAMILIES: dict[str, Family] = {
             STORES,
             ADDED,
             DURATION,
+            STAGES,
+            FIRST_TOKEN,
+            INTER_TOKEN,
+            TOKENS,
+            ERRORS,
+            CONNECTS,
             RETRIES,
             FALLBACKS,
             BATCHES,
@@ -169,7 +241,7 @@ FAMILIES: dict[str, Family] = {
             PAUSES,
             LIMITED,
         ),
-        *(LAG, LAG_MAX, TASKS, CONNECTIONS),
+        *(LAG, LAG_MAX, GC_PAUSES, TASKS, INFLIGHT, CLIENTS, CONNECTIONS, L2_UP),
     )
 }
 

@@ -10,6 +10,7 @@ what it took: the place in the queue, the lease at the backend, the connection.
 from __future__ import annotations
 
 from collections.abc import Coroutine, Sequence
+from time import perf_counter_ns
 
 from ..cache.l2 import Lease
 from ..cache.outcome import NoCache, Outcome
@@ -109,7 +110,9 @@ class Pipeline:
         found: Kept | Lease = _NO_LEASE
         asked = recall.ask(question)
         if asked is not None:
+            began = perf_counter_ns()
             value = await asked
+            life.far_ns = perf_counter_ns() - began
             found = recall.leased(question, value) or await recall.far(question, value)
         if isinstance(found, Lease):
             errand = self._errand(endpoint, request, route, raw, caller, life)

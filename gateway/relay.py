@@ -15,6 +15,7 @@ from typing import Protocol
 from .dialects import StreamEnd
 from .errors import Fault, Kind
 from .faults import fault_of
+from .meter import StreamMeter
 from .raw import ClientGone, StreamOut
 from .upstream.fault import UpstreamFault
 
@@ -37,11 +38,11 @@ class Relay:
     """One body on its way: the sink of a call. ``done`` resolves once, with None or the :class:`Fault` that ended it.
 
     ``end`` watches for the dialect's terminal event; None for bodies that are no event stream. ``said_bytes``: what
-    the gateway itself has put on the wire of this body before.
+    the gateway itself has put on the wire of this body before. ``meter``: counts and times what passes.
     """
 
     __slots__ = (
-        *("_asked_at", "_base", "_call", "_chunked", "_end", "_out", "_overhead", "_progress_at"),
+        *("_asked_at", "_base", "_call", "_chunked", "_end", "_meter", "_out", "_overhead", "_progress_at"),
         *("_progress_bytes", "done", "last", "paused", "pauses", "sent"),
     )
 
@@ -52,7 +53,9 @@ class Relay:
         end: StreamEnd | None,
         loop: asyncio.AbstractEventLoop,
         said_bytes: int = 0,
+        meter: StreamMeter | None = None,
     ) -> None:
+        self._meter = meter
         self._call = call
         self._out = out
         self._end = end
@@ -96,6 +99,8 @@ class Relay:
         self.sent += len(data)
         if self._end is not None:
             self._end.feed(data)
+        if self._meter is not None:
+            self._meter.feed(data)
         if self.sent >= self._asked_at:
             self._pace()
 

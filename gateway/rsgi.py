@@ -19,7 +19,7 @@ from .dialects import WORDS
 from .endpoints import ENDPOINTS, Endpoint, model_id, stored_response
 from .errors import Fault, Kind
 from .exchange import Exchange
-from .metrics import ADDED, BYPASSES, DURATION, Observe
+from .ledger import Ledger
 from .models import list_models, show_model
 from .raw import ClientGone, RawRequest
 from .seldom import Seldom
@@ -43,8 +43,7 @@ class App:
         #: what is still to be counted, at the end of the loop's turn (`turn` says why)
         self._answered: list[tuple[Exchange, Endpoint | None, str, int, int]] = []
         self._seldom = Seldom()
-        self._metrics = worker.metrics
-        self._observers: dict[Endpoint, tuple[Observe, Observe]] = {}
+        self._ledger = Ledger(worker.metrics)
 
     async def __rsgi__(self, scope: Any, proto: Any) -> None:
         """Answer one request; nothing leaves here but cancellation of the loop itself."""
@@ -99,6 +98,7 @@ class App:
 
     def _fail(self, exchange: Exchange, fault: Fault) -> None:
         exchange.status = fault.status
+        self._ledger.failed(exchange.model, fault)
         if fault.kind is Kind.CLIENT_CLOSED:
             return
         if fault.kind is Kind.CLIENT_STALLED:
@@ -149,21 +149,7 @@ class App:
     def _record(
         self, exchange: Exchange, endpoint: Endpoint | None, path: str, started: int, total: int
     ) -> None:
-        status = exchange.status
-        name = endpoint.path if endpoint is not None else "other"
-        self._metrics.request(exchange.model, name, status, exchange.cache)
-        if exchange.reason is not None:
-            self._metrics.count(BYPASSES, exchange.model, exchange.reason.value)
-        if endpoint is not None and started:
-            observers = self._observers.get(endpoint)
-            if observers is None:
-                metrics = self._metrics
-                observers = metrics.histogram(DURATION, name), metrics.histogram(ADDED, name)
-                self._observers[endpoint] = observers
-            observers[0](total)
-            if exchange.first_ns:
-                added = exchange.first_ns - started - exchange.upstream_ns - exchange.queued_ns
-                observers[1](added if added > 0 else 0)
+        self._ledger.record(exchange, endpoint, started, total)
         if self.worker.debug:
             log.debug(
                 "request method=%s path=%s model=%s status=%d ms=%.3f request_id=%s",
@@ -171,7 +157,7 @@ class App:
                     "POST" if endpoint else "-",
                     path,
                     exchange.model,
-                    status,
+                    exchange.status,
                     total / 1e6,
                     exchange.request_id,
                 ),

@@ -177,6 +177,8 @@ class Sharing:
                     if life.left:
                         raise ClientGone
                     life.status = status
+                    if status < 300:
+                        life.told = call.body
                     out.respond(status, fields + mine(errand.raw, sent, _MISS, life), call.body)
                 elif events or _outgrows(call, recall.max_entry, out):
                     if not events:
@@ -224,6 +226,8 @@ class Sharing:
             # what another model said is no answer to this question
             stored = not sent.fallback and self._recall.keep(question, head.status, head.headers, body, None)
             flight.respond(head)
+            if head.status < 300:
+                life.told = body
             if life.left:
                 raise ClientGone
             fields = head.headers + mine(errand.raw, sent, _MISS, life)

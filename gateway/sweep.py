@@ -64,12 +64,15 @@ class Sweep:
 
     __slots__ = (
         *("_busy", "_condemned", "_doomed", "_doubted", "_doubted_before", "_h2", "_next_s", "_pending"),
-        *("_port", "_scan", "_seen"),
+        *("_port", "_scan", "_seen", "_found", "connections"),
     )
 
     def __init__(self, port: int, busy: Callable[[], list[str]]) -> None:
         self._port = port
         self._busy = busy
+        #: how many there were when the last look was through
+        self.connections = 0
+        self._found = 0
         # clients whose connections are to be reset, with what must not be let go of before
         self._condemned: dict[str, object] = {}
         # those of them that this look began with: it may have passed the others
@@ -147,6 +150,7 @@ class Sweep:
                     continue  # no TCP, or gone
         if len(part) < SLICE:
             self._scan = None
+            self.connections, self._found = self._found, 0
             self._pending, self._seen = self._seen, {}
             self._doubted_before, self._doubted = self._doubted, set()
             self._doomed.clear()
@@ -158,6 +162,7 @@ class Sweep:
         info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
         if len(info) < _STATE_BYTES or info[0] not in (_ESTABLISHED, _CLOSE_WAIT):
             return None, ""
+        self._found += 1
         sent_ms, received_ms = _TIMES.unpack_from(info, _TIMES_AT)
         acked, received, unsent = _COUNTS.unpack_from(info, _COUNTS_AT)
         peer = one.getpeername()

@@ -36,13 +36,14 @@ from .dispatch import Dispatch
 from .errors import Fault, Kind
 from .fleet import Backend, build
 from .flights import Flights
+from .gc_watch import GcWatch
 from .hints import take_in
 from .hold import Hold
 from .keepalive import KeepAlive
 from .keys import Keyring, PublishedKeys
 from .limits.limits import Limits
 from .memory import Memory
-from .metrics import CONNECTIONS, LAG, LAG_MAX, TASKS, Metrics
+from .metrics import CLIENTS, CONNECTIONS, CONNECTS, INFLIGHT, LAG, LAG_MAX, TASKS, Metrics
 from .pipeline import Pipeline
 from .pool_view import READY
 from .recall import Recall
@@ -112,6 +113,8 @@ class Worker:
         self.loop = loop
         self._environ = environ
         self._workers = workers
+        self._gc = GcWatch(self.metrics)
+        self._connected = self.metrics.histogram(CONNECTS)
         self._row = TallyRow(segment, slot)
         self._tally = Tally(segment)
         self._table = BackendTable(segment)
@@ -179,6 +182,7 @@ class Worker:
 
     async def start(self) -> None:
         """Listen for other workers' followers, and connect to Redis."""
+        self._gc.start()
         await self.flights.start()
         self.memory.start()
 
@@ -213,6 +217,8 @@ class Worker:
         if self._ticks % _SECOND == 0:
             self.debug = log.isEnabledFor(logging.DEBUG)
             self.metrics.gauge(LAG_MAX, value=self._lag_max_ns)
+            self.metrics.gauge(INFLIGHT, value=self.inflight)
+            self.metrics.gauge(CLIENTS, value=self.sweep.connections)
             self.memory.report(self.metrics)
             for backend in fleet.backends:
                 pool = backend.pool
@@ -299,6 +305,7 @@ class Worker:
 
     async def close(self) -> None:
         """Close every upstream connection, and the cache."""
+        self._gc.stop()
         self.turn.finish()
         for backend in self.fleet.backends:
             await backend.pool.close()
@@ -323,6 +330,9 @@ class Worker:
                 session_s=settings.tls_session_s,
                 alpn="h2" if config.protocol == "http2" else "http/1.1",
             )
+        connector = Connector(
+            loop=self.loop, clock=self.clock, resolver=self._resolver, tls=tls, opened=self._connected
+        )
         connections = settings.connections
         share = self._workers
         if config.protocol == "http2":
@@ -330,7 +340,7 @@ class Worker:
                 origin,
                 loop=self.loop,
                 clock=self.clock,
-                connector=Connector(loop=self.loop, clock=self.clock, resolver=self._resolver, tls=tls),
+                connector=connector,
                 min_connections=-(-settings.http2.min_connections // share),
                 max_connections=-(-settings.http2.max_connections // share),
                 max_streams=settings.http2.max_streams,
@@ -340,7 +350,7 @@ class Worker:
             origin,
             loop=self.loop,
             clock=self.clock,
-            connector=Connector(loop=self.loop, clock=self.clock, resolver=self._resolver, tls=tls),
+            connector=connector,
             min_idle=-(-connections.min_idle // share),
             max_idle=-(-connections.max_idle // share),
             idle_s=connections.idle_s,

@@ -21,6 +21,11 @@ _PART = re.compile(
     rb"\s*:\s*(\d{1,8})(?![\d.eE])"
 )
 _TOTAL = re.compile(rb'"usage"\s*:\s*\{[^{}]{0,400}"total_tokens"\s*:\s*(\d{1,8})(?![\d.eE])')
+#: as vLLM writes it
+_VLLM = re.compile(
+    rb'"usage"\s*:\s*\{\s*"prompt_tokens"\s*:\s*(\d{1,8}),\s*"total_tokens"\s*:\s*\d{1,8},'
+    rb'\s*"completion_tokens"\s*:\s*(\d{1,8})(?![\d.eE])'
+)
 _MESSAGE_END = b'"message_delta"'
 _OBJECT_BYTES = 2048  # as far as one is read
 _EVENT = b"data:"
@@ -37,6 +42,30 @@ def tokens_of(body: bytes) -> int | None:
         return int(usual[1])
     found = _last(body)
     return _sum(found) if found else None
+
+
+def usage_of(body: bytes | bytearray) -> tuple[int, int] | None:
+    """The tokens of prompt and completion that a whole answer tells of; None when it says nothing of them."""
+    at = body.rfind(_KEY)
+    if at < 0:
+        return None
+    usual = _VLLM.match(body, at)
+    if usual:
+        return int(usual[1]), int(usual[2])
+    found = _last(bytes(body))
+    return _parts(found) if found else None
+
+
+def parts_of(text: bytes) -> tuple[int, int]:
+    """The same of a piece of a stream: of the last place in it that tells of usage; zeros where none does."""
+    return _parts(_last(text))
+
+
+def _parts(found: dict[bytes, int]) -> tuple[int, int]:
+    """Prompt and completion among counts; what is said of neither is the prompt's, as for embeddings."""
+    prompt = found.get(b"prompt_tokens", found.get(b"input_tokens", 0))
+    completion = found.get(b"completion_tokens", found.get(b"output_tokens", 0))
+    return prompt or max(0, found.get(b"total_tokens", 0) - completion), completion
 
 
 class StreamUsage:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from penstock.cache.rows import read_counters
-from penstock.gateway.metrics import ADDED, DURATION, FLIGHTS, LAG, REQUESTS
+from penstock.gateway.metrics import ADDED, DURATION, FLIGHTS, GC_PAUSES, LAG, REQUESTS
 
 from ..support.dataplane import DataPlane, data_plane
 from ..support.lines import Line, ask, calls, question
@@ -144,7 +144,7 @@ def rows(plane: DataPlane) -> Rows:
     return plane.call(lambda: Rows(plane))
 
 
-OF_A_HIT = {REQUESTS.name, DURATION.name, ADDED.name, LAG.name}
+OF_A_HIT = {REQUESTS.name, DURATION.name, ADDED.name, LAG.name, GC_PAUSES.name}
 
 
 def untouched(plane: DataPlane, before: Rows) -> None:

@@ -60,10 +60,10 @@ def test_a_successor_goes_on_counting_in_the_same_cells() -> None:
 @given(st.lists(st.integers(0, 10**12), max_size=50))
 def test_every_observation_is_in_one_bucket_and_in_the_sum(observed: list[int]) -> None:
     row = Row()
-    observe = Metrics(row).histogram(ADDED, "/v1/completions")
+    observe = Metrics(row).histogram(ADDED, "/v1/completions", "MISS")
     for ns in observed:
         observe(ns)
-    *buckets, total = row.read(ADDED, "/v1/completions")
+    *buckets, total = row.read(ADDED, "/v1/completions", "MISS")
     assert len(buckets) == len(LATENCY_BUCKETS_S) + 1
     assert (sum(buckets), total) == (len(observed), sum(observed))
     cumulative = 0
