@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..context import Rig
-from . import batching, bodies, cached, governed, memory, micro, pace, shared, throughput
+from . import batching, bodies, cached, governed, memory, micro, pace, pooled, shared, throughput
 
 SCENARIOS: dict[str, Callable[[Rig], None]] = {
     "miss": throughput.miss,
@@ -15,6 +15,7 @@ SCENARIOS: dict[str, Callable[[Rig], None]] = {
     "fill": cached.fill,
     "governed": governed.governed,
     "batching": batching.batching,
+    "pooled": pooled.pooled,
     "one": throughput.one_connection,
     "pace": pace.chunks,
     "first": pace.first,
