@@ -15,7 +15,9 @@ class Load:
     RFC 9112 (9.3.1) has clients do; everything else counts.
     """
 
-    def __init__(self, port: int, model: str, *, stream: bool = False, fresh: bool = False) -> None:
+    def __init__(
+        self, port: int, model: str, *, stream: bool = False, fresh: bool = False, text: str = "go on"
+    ) -> None:
         self.answered: Counter[int] = Counter()
         self.lost: list[str] = []
         self.resent = 0
@@ -27,7 +29,7 @@ class Load:
             {
                 "model": model,
                 "stream": stream,
-                "messages": [{"role": "user", "content": "go on"}],
+                "messages": [{"role": "user", "content": text}],
                 "max_tokens": 8,
             }
         ).encode()
@@ -106,10 +108,10 @@ class _Nothing(Exception):
 
 @asynccontextmanager
 async def load(
-    port: int, model: str, clients: int, *, stream: bool = False, fresh: bool = False
+    port: int, model: str, clients: int, *, stream: bool = False, fresh: bool = False, text: str = "go on"
 ) -> AsyncIterator[Load]:
     """`clients` clients asking all the time; at the end all have ended."""
-    made = Load(port, model, stream=stream, fresh=fresh)
+    made = Load(port, model, stream=stream, fresh=fresh, text=text)
     tasks = [asyncio.create_task(made.client()) for _ in range(clients)]
     try:
         yield made
