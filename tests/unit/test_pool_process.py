@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from penstock.gateway.config import Backend, Config, Model
 from penstock.gateway.config.pool import ProcessPool
 from penstock.workers.pools.processes import kin, output, ports, record
 from penstock.workers.pools.processes.leftover import LeftOver, end_unwanted
+from penstock.workers.pools.providers import process
 from penstock.workers.pools.providers.base import Order, ProviderFault
 from penstock.workers.pools.providers.process import ProcessProvider
 from tests.support import tiny_server
@@ -386,4 +388,29 @@ def test_records_that_make_no_sense_are_passed_over(tmp_path: Path) -> None:
     (folder / "0123456789abcdef-0.json").write_bytes(b"\xff{")
     (folder / "0123456789abcdef-1.json").write_bytes(b"[]")
     (folder / "other").write_bytes(b"")
-    assert list(record.read_all(tmp_path)) == []
+    (folder / "0123456789abcdef-2.json").mkdir()
+    os.mkfifo(folder / "0123456789abcdef-3.json")
+    (folder / "0123456789abcdef-4.json").write_bytes(b'{"x":' + b"[" * 60_000)
+    known = record.Record(model="m", member=5, pid=7, start=1, boot="b", port=1, mark="a", digest="d")
+    lies = [{"member": 6}, {"member": -5}, {"model": "x"}, {"mark": ""}, {"port": 65_536}]
+    for lie in [*lies, *({"pid": pid} for pid in (-1, 0, 1 << 31, 1 << 70))]:
+        told = {field: getattr(known, field) for field in known.__struct_fields__} | lie
+        record.path_of(tmp_path, "m", 5).write_text(json.dumps(told))
+        assert list(record.read_all(tmp_path)) == [], lie
+    record.write(tmp_path, known)
+    assert list(record.read_all(tmp_path)) == [known]
+
+
+async def test_a_state_folder_that_somebody_removed_is_made_again_and_what_runs_is_on_record_again(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "TEND_S", 0.02)
+    provider = make()
+    await provider.ensure_ready(0, ORDER, 20)
+    known = _the(tmp_path)
+    shutil.rmtree(tmp_path)
+    await asyncio.to_thread(wait_until, lambda: record.read(tmp_path, "m", 0) == known)
+    await provider.ensure_stopped(0, ORDER, 5)
+    shutil.rmtree(tmp_path)
+    await provider.ensure_ready(0, ORDER, 20)
+    assert _the(tmp_path).pid != known.pid

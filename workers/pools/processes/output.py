@@ -11,6 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
+from .. import state as folders
 from ..quote import one_line
 
 MOST_BYTES = 16 << 20
@@ -25,6 +26,7 @@ def path_of(state: Path, model: str, member: int) -> Path:
 
 def open_new(path: Path) -> int:
     """A descriptor to append to an empty file; what was there is kept beside it. Raises OSError."""
+    folders.make(path.parent.parent)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         path.rename(beside(path))

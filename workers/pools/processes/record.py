@@ -11,9 +11,13 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import xxhash
+from msgspec import Meta
+
+from .. import state as folders
 
 _NAME = re.compile(r"[0-9a-f]{16}-\d{1,4}\.json\Z")
 _MOST_BYTES = 64 << 10
@@ -28,11 +32,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     member: int
-    pid: int
+    pid: Annotated[int, Meta(ge=1, lt=1 << 31)]
     start: int
     boot: str
-    port: int
-    mark: str
+    port: Annotated[int, Meta(ge=0, lt=1 << 16)]
+    mark: Annotated[str, Meta(min_length=1)]
     digest: str
     gpus: tuple[int, ...] = ()
     keep: bool = False
@@ -51,8 +55,9 @@ def path_of(state: Path, model: str, member: int) -> Path:
 
 
 def write(state: Path, record: Record) -> None:
-    """Put a record in place. Raises OSError."""
+    """Put a record in place, and the folder where somebody removed it. Raises OSError."""
     path = path_of(state, record.model, record.member)
+    folders.make(state)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     beside = path.with_suffix(".new")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -70,17 +75,23 @@ def remove(state: Path, record: Record) -> None:
 
 
 def read_all(state: Path) -> Iterator[Record]:
-    """Every record that can be read; what is no record is passed over."""
+    """Every record that can be read; what is no record, or has the name of another, is passed over."""
     try:
         names = sorted(os.listdir(folder_in(state)))
     except OSError:
         return
     for name in filter(_NAME.match, names):
         try:
-            with open(folder_in(state) / name, "rb") as file:
-                yield msgspec.json.decode(file.read(_MOST_BYTES), type=Record)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            with open(folder_in(state) / name, "rb", opener=_at_once) as file:
+                one = msgspec.json.decode(file.read(_MOST_BYTES), type=Record)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
+        if path_of(state, one.model, one.member).name == name:
+            yield one
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would be waited for
 
 
 def read(state: Path, model: str, member: int) -> Record | None:

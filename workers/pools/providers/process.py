@@ -273,12 +273,15 @@ class ProcessProvider(Provider):
         task.add_done_callback(self._work.discard)
 
     async def _tend(self) -> None:
-        """Keep logs from growing without end."""
+        """Keep logs from growing without end, and what runs on record where somebody removed that."""
         while True:
             await asyncio.sleep(TEND_S)
-            for member in list(self._children):
+            for member, child in list(self._children.items()):
                 with contextlib.suppress(OSError):
                     await asyncio.to_thread(output.cut, self._log_of(member))
+                    known = await asyncio.to_thread(record.read, self._state, self._name, member)
+                    if known is None and self._children.get(member) is child:
+                        record.write(self._state, child.record)
 
 
 async def _done(future: asyncio.Future[str]) -> None:
