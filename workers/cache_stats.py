@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from ..cache.arena import ROW_CELLS, Arena
 from ..cache.l1 import L1
@@ -19,6 +19,7 @@ from ..cache.outcome import Outcome
 from ..cache.segment import Segment
 from ..gateway.config import Published
 from ..gateway.metrics import BYPASSES, FLIGHTS, REQUESTS, STORES
+from . import families
 from .invalidation import Invalidation
 from .scrape import samples
 
@@ -74,18 +75,13 @@ class CacheStats:
 
     def metrics(self) -> Iterator[Metric]:
         """The families that no worker counts."""
-        size = GaugeMetricFamily("penstock_cache_l1_size_bytes", "Bytes in which L1 keeps entries.")
+        size = families.metric(families.CACHE_L1_SIZE_BYTES)
         size.add_metric([], self._l1.capacity_bytes)
-        used = GaugeMetricFamily(
-            "penstock_cache_l1_used_bytes", "Bytes of L1 that hold entries, dead ones included."
-        )
+        used = families.metric(families.CACHE_L1_USED_BYTES)
         used.add_metric([], self._l1.used_bytes())
         yield from (size, used)
         if self._invalidation.topology is not None:
-            synced = GaugeMetricFamily(
-                "penstock_cache_l2_synced",
-                "1 while other nodes' flushes are known here; otherwise L2 is not used.",
-            )
+            synced = families.metric(families.CACHE_L2_SYNCED)
             synced.add_metric([], int(self._arena.epochs.synced))
             yield synced
 

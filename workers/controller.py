@@ -38,11 +38,13 @@ from .cache_admin import CacheAdmin
 from .cache_stats import CacheStats
 from .discovery import Discovery
 from .expand import Found, expand
+from .gpu_view import gpu_metrics
 from .host import serve
 from .in_force import in_force
 from .invalidation import Invalidation
 from .keys.sync import KeysSync
 from .limits_sync import LimitsSync
+from .load_watch import LoadWatch
 from .pools.ground import Ground
 from .pools.leases import shared_of
 from .pools.runner import PoolsRunner
@@ -96,6 +98,9 @@ class Controller:
         self._keys = KeysSync.of(mine.folder, segment, published.config.keys, mine.environ)
         keys = self._keys.report if self._keys is not None else None
         self._status = Status(segment, lambda: self._published, self._board.row, keys)
+        self._autoscale = LoadWatch(
+            segment, segment.geometry.slots // 2, self._status.worker_cpu_s, time.monotonic
+        )
         self._backends = BackendsAdmin(segment, self._board, lambda: self._published, time.monotonic_ns)
         l2 = published.config.cache.l2
         self._invalidation = Invalidation(
@@ -178,6 +183,7 @@ class Controller:
             self._invalidation.run,
             self._limits.run,
             self._pools.run,
+            self._autoscale.run,
         ]
         if self._keys is not None:
             work.append(self._keys.run)
@@ -231,6 +237,11 @@ class Controller:
     async def _scraped_here(self, _: Question) -> Answer:
         """Without what the backends say of themselves."""
         own = [*self._status.metrics(), *self._cache_stats.metrics(), *self._pools.metrics()]
+        inventory = self._pools.rooms.inventory
+        own += [
+            *self._autoscale.metrics(),
+            *gpu_metrics(await inventory.stats() if inventory.devices else ()),
+        ]
         return Answer(scrape.render(self._segment, own), scrape.CONTENT_TYPE)
 
     async def _told(self, _: Question) -> Answer:

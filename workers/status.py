@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 import msgspec
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from ..cache.rows import Tally, read_overflowed
 from ..cache.segment import Segment
@@ -21,7 +21,7 @@ from ..cache.slots import SlotInfo, read_slot
 from ..cache.table import UP, BackendState
 from ..gateway.config import Published
 from ..gateway.upstream.origin import Origin
-from . import store
+from . import families, store
 from .board import HEALTH
 from .breaker_view import BreakerView
 
@@ -70,39 +70,25 @@ class Status:
         published = self._published()
         yield from self._load(published)
         yield from self._processes()
-        generation = GaugeMetricFamily(
-            "penstock_config_generation", "Generation of the configuration in use."
-        )
+        generation = families.metric(families.CONFIG_GENERATION)
         generation.add_metric([], published.generation)
         yield generation
-        info = GaugeMetricFamily(
-            "penstock_build_info", "Always 1; the labels say what runs.", labels=["version"]
-        )
+        info = families.metric(families.BUILD_INFO)
         info.add_metric([package_version()], 1)
         yield info
         if self._keys is not None:
             told = self._keys()
-            number = GaugeMetricFamily("penstock_api_keys", "API keys that are known.")
+            number = families.metric(families.API_KEYS)
             number.add_metric([], told["keys"])
-            readable = GaugeMetricFamily(
-                "penstock_api_keys_readable", "0 while the place that keeps API keys cannot be read."
-            )
+            readable = families.metric(families.API_KEYS_READABLE)
             readable.add_metric([], told["readable"])
             yield from (number, readable)
 
     def _load(self, published: Published) -> Iterator[Metric]:
-        inflight = GaugeMetricFamily(
-            "penstock_inflight_requests", "Requests at a backend now.", labels=["model", "backend"]
-        )
-        up = GaugeMetricFamily("penstock_backend_up", "1 when probes succeed.", labels=["model", "backend"])
-        shut = GaugeMetricFamily(
-            "penstock_backend_breaker_open",
-            "1 while the breaker lets no request through but a probe.",
-            labels=["model", "backend"],
-        )
-        drained = GaugeMetricFamily(
-            "penstock_backend_drained", "1 while it is out of service.", labels=["model", "backend"]
-        )
+        inflight = families.metric(families.INFLIGHT_REQUESTS)
+        up = families.metric(families.BACKEND_UP)
+        shut = families.metric(families.BACKEND_BREAKER_OPEN)
+        drained = families.metric(families.BACKEND_DRAINED)
         # Two URLs of one model may differ in what their name leaves out: one series, up when all are, open when any is.
         columns: dict[tuple[str, str], list[int]] = {}
         for key, index in published.indices.items():
@@ -117,59 +103,46 @@ class Status:
                 labels,
                 any(self._breakers.phase(at, row.identity) in ("open", "half_open") for at, row in rows),
             )
-        running = GaugeMetricFamily("penstock_running_requests", "Requests admitted now.", labels=["model"])
-        queued = GaugeMetricFamily(
-            "penstock_queued_requests", "Requests that wait for a place now.", labels=["model"]
-        )
-        waiting = GaugeMetricFamily(
-            "penstock_waiting_requests",
-            "Requests that wait for their model's servers to wake now.",
-            labels=["model"],
-        )
+        running = families.metric(families.RUNNING_REQUESTS)
+        queued = families.metric(families.QUEUED_REQUESTS)
+        waiting = families.metric(families.WAITING_REQUESTS)
         for model, index in published.model_indices.items():
             running.add_metric([model], self._tally.running(index))
             queued.add_metric([model], self._tally.queued(index))
             if published.config.models[model].pool is not None:
                 waiting.add_metric([model], self._tally.waiting(index))
-        held = GaugeMetricFamily(
-            "penstock_buffered_bytes", "Bytes of bodies and responses held on this node."
-        )
+        held = families.metric(families.BUFFERED_BYTES)
         held.add_metric([], self._tally.held_total())
         yield from (inflight, up, shut, drained, running, queued, waiting, held)
+
+    def worker_cpu_s(self) -> dict[int, float]:
+        """CPU seconds of the workers' processes by pid."""
+        used = ((info.pid, _used(info.pid)) for name, _, info in self._slots() if name != "controller")
+        return {pid: told[0] for pid, told in used if told is not None}
 
     def _processes(self) -> Iterator[Metric]:
         geometry = self._segment.geometry
         workers = geometry.slots // 2
-        up = GaugeMetricFamily("penstock_worker_up", "1 while the worker runs.", labels=["worker"])
-        starts = CounterMetricFamily(
-            "penstock_worker_starts", "How often the worker was started.", labels=["worker"]
-        )
-        overflow = CounterMetricFamily(
-            "penstock_metric_overflow", "Series that found no room in a row of counters.", labels=["worker"]
-        )
+        up = families.metric(families.WORKER_UP)
+        starts = families.metric(families.WORKER_STARTS)
+        overflow = families.metric(families.METRIC_OVERFLOW)
         alive = {name for name, _, _ in self._slots()}
         for worker in range(workers):
             pair = (worker, worker + workers)
             up.add_metric([str(worker)], str(worker) in alive)
             starts.add_metric([str(worker)], sum(read_slot(self._segment, slot).generation for slot in pair))
             overflow.add_metric([str(worker)], sum(read_overflowed(self._segment, slot) for slot in pair))
-        cpu = CounterMetricFamily(
-            "penstock_process_cpu_seconds", "CPU time of a process.", labels=["process", "pid"]
-        )
-        memory = GaugeMetricFamily(
-            "penstock_process_resident_bytes", "Resident memory of a process.", labels=["process", "pid"]
-        )
-        files = GaugeMetricFamily(
-            "penstock_process_open_fds", "Open file descriptors of a process.", labels=["process", "pid"]
-        )
+        cpu = families.metric(families.PROCESS_CPU_SECONDS)
+        memory = families.metric(families.PROCESS_RESIDENT_BYTES)
+        files = families.metric(families.PROCESS_OPEN_FDS)
         pids = [("supervisor", self._segment.owner[0])]
         pids += [(n if n == "controller" else f"worker-{n}", info.pid) for n, _, info in self._slots()]
         for process, pid in pids:
-            used = _used(pid)
-            if used is not None:
+            used, open_files = _used(pid), _open_files(pid)
+            if used is not None and open_files is not None:
                 cpu.add_metric([process, str(pid)], used[0])
                 memory.add_metric([process, str(pid)], used[1])
-                files.add_metric([process, str(pid)], used[2])
+                files.add_metric([process, str(pid)], open_files)
         yield from (up, starts, overflow, cpu, memory, files)
 
     def status(self, more: Mapping[str, Any] = MappingProxyType({})) -> bytes:
@@ -221,13 +194,20 @@ class Status:
         return msgspec.json.encode(report | dict(more))
 
 
-def _used(pid: int) -> tuple[float, int, int] | None:
-    """CPU seconds, resident bytes and open descriptors of a process; None when it is gone."""
+def _open_files(pid: int) -> int | None:
+    """Open descriptors of a process; None when it is gone."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return None
+
+
+def _used(pid: int) -> tuple[float, int] | None:
+    """CPU seconds and resident bytes of a process; None when it is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
             fields = stat.read().rpartition(b")")[2].split()
-        open_files = len(os.listdir(f"/proc/{pid}/fd"))
     except OSError:
         return None
     # fields[0] is field 3 of proc(5): utime and stime are 14 and 15, rss is 24
-    return (int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * _PAGE_BYTES, open_files
+    return (int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * _PAGE_BYTES

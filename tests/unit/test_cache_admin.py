@@ -270,4 +270,4 @@ def test_the_sizes_are_metrics(node: Node) -> None:
     values = {s.name: s.value for family in text_string_to_metric_families(text) for s in family.samples}
     assert values["penstock_cache_l1_size_bytes"] == node.arena.geometry.data_bytes
     assert values["penstock_cache_l1_used_bytes"] == node.l1.used_bytes() > 0
-    assert "penstock_cache_l2" not in text
+    assert "penstock_cache_l2_synced" not in text

@@ -14,10 +14,10 @@ import asyncio
 import logging
 from collections.abc import Collection, Iterator, Mapping
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from ...gateway.config.pool import Pool, Pools
-from .. import scrape
+from .. import families, scrape
 from .footprints import Footprints, key_of
 from .ground import Ground
 from .house import House
@@ -204,19 +204,9 @@ class Rooms:
         devices = self._house.devices = self.inventory.devices
         if not devices or not self._keepers:
             return
-        total = GaugeMetricFamily(
-            "penstock_gpu_memory_bytes", "Memory of a GPU of this node.", labels=["gpu"]
-        )
-        reserved = GaugeMetricFamily(
-            "penstock_gpu_memory_reserved_bytes",
-            "Memory of a GPU that servers of pools have, or have been promised.",
-            labels=["gpu"],
-        )
-        foreign = GaugeMetricFamily(
-            "penstock_gpu_memory_foreign_bytes",
-            "Memory of a GPU that programs took which are no servers of pools, when last seen without these.",
-            labels=["gpu"],
-        )
+        total = families.metric(families.GPU_MEMORY_BYTES)
+        reserved = families.metric(families.GPU_MEMORY_RESERVED_BYTES)
+        foreign = families.metric(families.GPU_MEMORY_FOREIGN_BYTES)
         taken = self._house.reserved(self._views(now))
         for device in devices:
             total.add_metric([str(device.index)], device.total_bytes)

@@ -15,13 +15,13 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from ...cache.pool_table import PoolPhase
 from ...cache.slots import SlotInfo
 from ...gateway.config import Model, Published
 from ...gateway.config.pool import DockerPool, ProcessPool
-from .. import store
+from .. import families, store
 from . import state
 from .ground import Ground
 from .keeper import SETTLED_NS, Keeper
@@ -217,12 +217,8 @@ class PoolsRunner:
 
     def metrics(self) -> Iterator[Metric]:
         """What each pool is doing now."""
-        phase = GaugeMetricFamily(
-            "penstock_pool_phase", "1 for what a model's pool is doing.", labels=["model", "phase"]
-        )
-        members = GaugeMetricFamily(
-            "penstock_pool_members", "Servers of a pool by what they are doing.", labels=["model", "phase"]
-        )
+        phase = families.metric(families.POOL_PHASE)
+        members = families.metric(families.POOL_MEMBERS)
         for name, keeper in self._keepers.items():
             machine = keeper.machine
             for one in PoolPhase:

@@ -15,11 +15,12 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from ...cache.pool_table import PoolPhase
 from ...gateway.config import Model
 from ...gateway.config.pool import KubernetesPool, WebhookPool
+from .. import families
 from .agreement import Agreement
 from .lease import LeaseStore, LeaseStoreFault, Told
 from .nodes import Timing
@@ -147,25 +148,15 @@ class Shared:
 
     def metrics(self) -> Iterator[Metric]:
         """For the controller's scrape."""
-        owner = GaugeMetricFamily(
-            "penstock_pool_owner",
-            "1 where this node may stop the servers of a shared pool, and can prove it.",
-            labels=["model"],
-        )
-        fence = GaugeMetricFamily(
-            "penstock_pool_fence", "The highest fencing number of a shared pool.", labels=["model"]
-        )
+        owner = families.metric(families.POOL_OWNER)
+        fence = families.metric(families.POOL_FENCE)
         now = self._clock()
         for pool, agreement in self._pools.items():
             owner.add_metric([pool], float(agreement.proven(now)))
             fence.add_metric([pool], agreement.fence)
         yield owner
         yield fence
-        yield GaugeMetricFamily(
-            "penstock_pools_lease_store_up",
-            "1 where the store that has the leases of shared pools answered when it was last asked.",
-            value=float(bool(self._up)),
-        )
+        yield families.metric(families.POOLS_LEASE_STORE_UP, float(bool(self._up)))
 
     # ---- exchanges
 
