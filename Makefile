@@ -9,9 +9,10 @@ LINKS := $(VENV)/links
 FOLDERS := cache gateway workers loadtests
 PYTHON_FILES := $(FOLDERS) tests
 # Debian packages: command or file that shows one is there = package. Tests need the first list, benches both.
-TEST_TOOLS := redis-server=redis-server /usr/sbin/nghttpx=nghttp2-proxy
+TEST_TOOLS := redis-server=redis-server /usr/sbin/nghttpx=nghttp2-proxy /usr/sbin/haproxy=haproxy \
+	/usr/bin/docker-compose=docker-compose /usr/bin/systemd-analyze=systemd
 TOOLS := /usr/sbin/nginx=nginx /usr/share/nginx/modules-available/mod-http-echo.conf=libnginx-mod-http-echo \
-	/usr/bin/wrk=wrk /usr/sbin/haproxy=haproxy
+	/usr/bin/wrk=wrk
 
 # $(call get,LIST,WORDS,STATUS): install what of the list is not there; where that cannot be done, say so and end so
 define get

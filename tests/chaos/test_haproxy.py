@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -63,25 +63,32 @@ class Site:
         """SIGKILL to all of its processes."""
         gate = self.gates[which]
         for pid in (gate.pid, *children(gate.pid)):
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager
 def site(**workers: Any) -> Iterator[Site]:
     with ExitStack() as stack:
-        yield Site(stack, **workers)
+        made = Site(stack, **workers)
+        yield made
+        for which in range(2):  # what is looked at has been seen: no further drains
+            made.kill(which)
 
 
 @asynccontextmanager
 async def loads(port: int) -> AsyncIterator[list[Load]]:
     """Clients that keep their connections and clients that do not, streams and not, of bodies for both gateways."""
     async with AsyncExitStack() as stack:
-        yield [
+        running = [
             await stack.enter_async_context(
                 load(port, "m", 1, stream=i % 2 == 0, fresh=i % 3 == 0, text=f"text {i}")
             )
             for i in range(18)
         ]
+        yield running
+        for one in running:
+            one.stop()
 
 
 async def _until(predicate: Any, what: str) -> None:
@@ -128,8 +135,8 @@ class Steady:
         self._line.close()
 
 
-async def test_a_gateway_drains_and_comes_back_and_no_client_sees_it() -> None:
-    with site() as made:
+async def test_a_gateway_drains_and_no_client_sees_it() -> None:
+    with site(drain_delay_s=3) as made:
         steady = [Steady(made.balancer.port, f"steady {i}") for i in range(4)]
         tasks = [asyncio.create_task(asyncio.to_thread(one.run)) for one in steady]
         try:
@@ -146,10 +153,17 @@ async def test_a_gateway_drains_and_comes_back_and_no_client_sees_it() -> None:
             for one in steady:
                 one.ended.set()
         await asyncio.gather(*tasks)
+        said = made.balancer.proc.log()
     _untouched(running)
+    # its own word took it out, before it could no longer be reached
+    assert "Server ready/a is DOWN, reason: Layer7 wrong status, code: 503" in said
     for one in steady:
         # the gateway's `connection: close` was for HAProxy
         assert (set(one.statuses), one.connections) == ({200}, 1)
+
+
+def _asked(made: Site, which: int) -> int:
+    return int(made.sims[which].stats()["paths"].get(CHAT, {"total": 0})["total"])
 
 
 @pytest.mark.slow
@@ -159,7 +173,9 @@ async def test_a_rolling_restart_of_both_loses_no_request() -> None:
             for which in (0, 1, 0, 1):
                 await _more(running)
                 assert await asyncio.to_thread(made.end, which) == 0
+                before = _asked(made, which)
                 await asyncio.to_thread(made.start, which)
+                await _until(lambda w=which, n=before: _asked(made, w) > n + 10, "it is asked again")
             await _more(running)
     _untouched(running)
 
