@@ -25,7 +25,9 @@ class Served:
 def served(name: str, model: Model) -> Served:
     """What a model of the configuration stands for."""
     pool = model.pool
-    argv: Sequence[str] = pool.command if isinstance(pool, ProcessPool | DockerPool) else ()
+    argv: Sequence[str] = ()
+    if isinstance(pool, ProcessPool | DockerPool):
+        argv = [word.replace("{model}", name) for word in pool.command]
     weights = option(argv, "--model") or _positional(argv)
     if isinstance(pool, KubernetesPool) and pool.vllm_model:
         weights = pool.vllm_model

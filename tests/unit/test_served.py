@@ -24,6 +24,7 @@ def model(pool: str):
         ("[vllm, serve, org/w, --max-model-len, 32k]", Served("org/w")),
         ("[python, server.py]", Served("m")),
         ("[vllm, serve]", Served("m")),
+        ("[vllm, serve, '/srv/{model}', --port, '{port}']", Served("/srv/m")),
     ],
 )
 def test_a_command_says_what_is_served(command, said):
