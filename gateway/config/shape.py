@@ -195,6 +195,9 @@ def _explain(name: str, plain: Any, fault: msgspec.ValidationError) -> None:
         model = _guilty(plain, str(fault))
         rest = path.removeprefix(_IN_A_MODEL)
         start, shown = plain["models"][model], f"$.models.{model}{rest}"
+    if "[...]" in rest and what.startswith("Expected `"):
+        entry = _entry(start, rest, what)
+        shown, rest = shown.removesuffix(rest) + entry, entry
     value = _at(start, rest)
     raise ConfigError(name, shown, _what(what, value), _fix(what, path, value)) from None
 
@@ -208,6 +211,19 @@ def _guilty(plain: Any, fault: str) -> str:
             if str(again) == fault:
                 return str(key)
     raise KeyError(fault)
+
+
+_TYPES = {"int": int, "float": float, "bool": bool, "null": type(None), "object": dict, "array": list}
+
+
+def _entry(start: Any, path: str, what: str) -> str:
+    """The same of a mapping in which one value alone has the wrong type: the path with its key in it."""
+    held = _at(start, path.partition("[...]")[0])
+    if path.count("[...]") != 1 or not path.endswith("[...]") or not isinstance(held, dict):
+        return path
+    got = what.rpartition("`, got `")[2].rstrip("`")
+    guilty = [key for key, value in held.items() if _TYPES.get(got) is type(value)]
+    return f"{path.removesuffix('[...]')}.{guilty[0]}" if guilty else path
 
 
 def _at(plain: Any, path: str) -> Any:
@@ -250,6 +266,8 @@ def _what(what: str, value: Any) -> str:
 def _fix(what: str, path: str, value: Any) -> str:
     if re.match(r"Expected `str", what) and isinstance(value, int | float | datetime.date):
         return f'put it in quotes: "{str(value).lower() if isinstance(value, bool) else value}"'
+    if re.match(r"Expected `str", what) and isinstance(value, dict) and [*value.values()] == [None]:
+        return f'put it in quotes: "{{{next(iter(value))}}}"'  # {port}, which YAML takes for a mapping
     if what.startswith("Expected `array"):
         return "write a list, each item after a dash"
     if what.startswith("Expected `object"):

@@ -186,6 +186,14 @@ BROKEN = [
     ),
     (MODEL + "listen: {host: '${A B}'}", "$.listen.host: `${A B}` names no variable; write ${NAME}"),
     (MODEL + "listen: {http: 1}", '$.listen.http: expected text, got a whole number; put it in quotes: "1"'),
+    (
+        "models:\n  m: {pool: {provider: process, command: [x], env: {B: b, A: 1}}}",
+        '$.models.m.pool.env.A: expected text, got a whole number; put it in quotes: "1"',
+    ),
+    (
+        "models:\n  m: {pool: {provider: process, command: [x, {port}]}}",
+        '$.models.m.pool.command[1]: expected text, got a mapping; put it in quotes: "{port}"',
+    ),
     (MODEL + "listen: {http: '2'}", "$.listen.http: '2' is not one of the choices; the choices are 1, auto"),
     (
         MODEL + "listen: {read_timeout_s: .inf}",
