@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from prometheus_client.core import Metric
 
+from ..cache.pool_table import PoolPhase
 from ..cache.rows import Tally, read_overflowed
 from ..cache.segment import Segment
 from ..cache.slots import SlotInfo, read_slot
@@ -27,6 +28,8 @@ from .breaker_view import BreakerView
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_PROBED = frozenset({0, int(PoolPhase.READY), int(PoolPhase.DRAINING)})
+"""States of a backend that is asked how it is; 0: of no pool."""
 
 
 def package_version() -> str:
@@ -97,7 +100,8 @@ class Status:
         for labels, shared in columns.items():
             inflight.add_metric(labels, sum(map(self._tally.inflight, shared)))
             rows = [(index, self._row(index)) for index in shared]
-            up.add_metric(labels, all(row.health == UP for _, row in rows))
+            if any(row.pool_state in _PROBED for _, row in rows):  # one that sleeps is no fault
+                up.add_metric(labels, all(row.health == UP for _, row in rows))
             drained.add_metric(labels, all(row.drained for _, row in rows))
             shut.add_metric(
                 labels,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from penstock.cache.layout import Geometry
+from penstock.cache.pool_table import PoolPhase
 from penstock.cache.segment import Segment
 from penstock.cache.table import DOWN, UP, BackendState
 from penstock.gateway.config import Backend, Config, Health, Model, Published
@@ -43,3 +44,22 @@ def test_urls_that_share_a_name_are_one_series_that_is_up_when_all_are(segment: 
     )
     text = scrape.render(segment, status.metrics()).decode()
     assert re.findall(r"^penstock_backend_up\S* (\S+)$", text, re.M) == ["0.0"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "told"),
+    [
+        (PoolPhase.OFF, []),
+        (PoolPhase.STARTING, []),
+        (PoolPhase.ASLEEP, []),
+        (PoolPhase.READY, ["0.0"]),
+        (PoolPhase.DRAINING, ["0.0"]),
+    ],
+)
+def test_a_server_that_sleeps_is_neither_up_nor_down(
+    segment: Segment, phase: PoolPhase, told: list[str]
+) -> None:
+    published = _published("http://vllm:1")
+    status = Status(segment, lambda: published, lambda _: BackendState(health=DOWN, pool_state=int(phase)))
+    text = scrape.render(segment, status.metrics()).decode()
+    assert re.findall(r"^penstock_backend_up\S* (\S+)$", text, re.M) == told
