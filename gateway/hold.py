@@ -230,7 +230,7 @@ class Hold:
     ) -> tuple[_Room, _Held]:
         admission, name, index, now = self._admission, model.name, model.index, self._clock()
         row = pool.row()
-        if row.phase == FAILED:
+        if _has_failed(row, now):
             raise self._failure(model, row, now)
         if patience.left_s <= 0:
             raise _late(model)
@@ -294,7 +294,7 @@ class Hold:
             room.shy = [held for held in room.shy if held.lane is not None and _shy(held, model, now)]
         if pool is not None:
             row = pool.row()
-            if row.phase == FAILED or row.failures != room.failures:
+            if row.failures != room.failures or _has_failed(row, now):
                 self._told(room, model, row, now)
             if now >= room.late_at:
                 room.late_at = now + _LATE_EVERY_S
@@ -308,8 +308,9 @@ class Hold:
         """A wake has failed: so it has for all who were there. A controller that counts anew has told nobody."""
         anew = row.failures < room.failures
         room.failures = row.failures
+        failed = _has_failed(row, now)
         for held in _all(room.line):
-            if row.phase == FAILED or (row.failures > held.failures and not anew):
+            if failed or (row.failures > held.failures and not anew):
                 self._fail(room, held, self._failure(model, row, now))
             elif anew:
                 held.failures = row.failures
@@ -347,6 +348,11 @@ class Hold:
             retry_after_s=again_s,
             headers=USELESS if again_s > LONGEST_WAIT_S else (),
         )
+
+
+def _has_failed(row: PoolRow, now: float) -> bool:
+    """Whether a wake has failed, and the next is not due; whoever comes when it is waits for that."""
+    return row.phase == FAILED and now < row.not_before_ns / 1e9
 
 
 def _all(line: Line) -> list[_Held]:

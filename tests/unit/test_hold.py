@@ -362,6 +362,22 @@ def test_a_wake_that_fails_is_told_to_all_that_were_there(house: House) -> None:
     assert house.wait().waits
 
 
+def test_who_comes_when_the_next_wake_is_due_waits_for_it_whatever_the_controller_says_still(
+    house: House,
+) -> None:
+    house.fail(not_before_ns=int((house.loop.now + 7.0) * 1e9))
+    early = house.wait()
+    assert early.fault is not None
+    house.tick(7.0)
+    on_time = house.wait()
+    house.tick()
+    assert on_time.waits
+    house.say(PoolPhase.STARTING)
+    assert on_time.waits
+    house.fail(not_before_ns=int((house.loop.now + 7.0) * 1e9))
+    assert on_time.fault is not None
+
+
 def test_a_failure_that_nobody_saw_is_told_by_its_count(house: House) -> None:
     before = house.wait()
     house.failures = 1
