@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import itertools
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -147,7 +148,10 @@ async def test_a_start_is_told_signed_and_waits_for_the_server_and_a_stop_until_
     }
 
 
-async def test_a_receiver_that_is_slow_and_fails_twice_and_whose_answer_is_lost_starts_one_server():
+async def test_a_receiver_that_is_slow_and_fails_twice_and_whose_answer_is_lost_starts_one_server(
+    caplog: pytest.LogCaptureFixture,
+):
+    caplog.set_level(logging.INFO, "penstock")
     with fleet() as (servers, heard):
         lost = threading.Event()
         heard.answers = [
@@ -162,6 +166,9 @@ async def test_a_receiver_that_is_slow_and_fails_twice_and_whose_answer_is_lost_
     assert all(post.genuine for post in heard.posts)
     assert {post.headers["idempotency-key"] for post in heard.posts} == {ORDER.key}
     assert [fields["action"] for fields in heard.acted] == ["start"]
+    told = [one.getMessage() for one in caplog.records if one.getMessage().startswith("webhook_")]
+    assert told[0] == f"webhook_again key={ORDER.key} attempt=2 in_s=0.25: answered 503"
+    assert told[-1] == f"webhook_accepted key={ORDER.key} attempts=4"
 
 
 async def test_two_nodes_that_order_the_same_start_one_server():

@@ -74,11 +74,13 @@ class Hook:
             attempts += 1
             trouble, after_s = await self._once(fields, key, min(self._timeout_s, until - clock()))
             if trouble is None:
+                log.info("webhook_accepted key=%s attempts=%d", quote(key, safe=_PLAIN), attempts)
                 return
             pause = max(delay, after_s)
             if clock() + pause >= until:
                 raise ProviderFault(f"webhook: {trouble} ({attempts} attempts)")
-            log.info("webhook_again attempt=%d in_s=%.2f: %s", attempts + 1, pause, trouble)
+            words = (quote(key, safe=_PLAIN), attempts + 1, pause, trouble)
+            log.info("webhook_again key=%s attempt=%d in_s=%.2f: %s", *words)
             await asyncio.sleep(pause)
             delay = min(2 * delay, _MOST_DELAY_S)
 
