@@ -82,7 +82,7 @@ class PoolsAdmin:
 
     def have_ready(self, name: str) -> None:
         """Wake a pool."""
-        log.info("wake_asked model=%s", name)
+        log.info("pool_wake_asked pool=%s", name)
         self._pools.ask(name, WakeAsked())
 
     def have_off(self, names: Iterable[str]) -> None:
@@ -92,7 +92,7 @@ class PoolsAdmin:
             if not self.may_stop(name):
                 raise Refused(409, f"the model '{name}' has `min` servers that always run", "always_on")
         for name in names:
-            log.info("stop_asked model=%s", name)
+            log.info("pool_stop_asked pool=%s", name)
             self._pools.ask(name, StopAsked())
 
     def switch_to(self, name: str) -> None:

@@ -564,3 +564,25 @@ async def test_the_log_tells_the_story_in_one_line_each(
         "pool_phase pool=m from=draining to=stopping waiting=0 running=0 ready=0",
         "pool_phase pool=m from=stopping to=off waiting=0 running=0 ready=0",
     ]
+
+
+async def test_of_several_servers_the_log_tells_each_ones_way(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    controller = world.begin(world.config(max=2), tmp_path)
+    await until(lambda: world.phase() is PoolPhase.OFF)
+    world.worker.add_waiting(0, 1)
+    world.ends.put_nowait(Running(world.server))
+    await until(lambda: world.phase() is PoolPhase.READY)
+    world.worker.add_waiting(0, -1)
+    await until(lambda: world.phase() is PoolPhase.OFF)
+    await controller.end()
+    lines = [one.getMessage() for one in caplog.records if one.getMessage().startswith("pool_member")]
+    assert lines == [
+        "pool_member pool=m member=0 from=off to=starting",
+        "pool_member pool=m member=0 from=starting to=ready",
+        "pool_member pool=m member=0 from=ready to=draining",
+        "pool_member pool=m member=0 from=draining to=stopping",
+        "pool_member pool=m member=0 from=stopping to=off",
+    ]

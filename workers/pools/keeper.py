@@ -131,7 +131,13 @@ class Keeper:
         effects = self.machine.step(event, self._ground.now())
         if isinstance(event, Died):
             log.warning("pool_server_died pool=%s member=%d: %s", self.name, event.member, event.reason)
-        self._counts.event(event, before, self.machine.members, self._ground.now())
+        after = self.machine.members
+        self._counts.event(event, before, after, self._ground.now())
+        if len(after) > 1 and before != after:  # of one alone the pool's own phase says it
+            for member, (was, phase) in enumerate(zip(before, after, strict=False)):
+                if was is not phase:
+                    words = (self.name, member, was.name.lower(), phase.name.lower())
+                    log.info("pool_member pool=%s member=%d from=%s to=%s", *words)
         self._show()
         for effect in effects:
             self.hand.do(effect, gpus if isinstance(effect, Start | Wake) else ())
