@@ -15,6 +15,11 @@ from .table import table
 
 _CANNOT = 2
 VERBS = ("wake", "stop", "switch")
+_TOLD = {
+    "wake": "is to be ready",
+    "stop": "is to be off as soon as nothing is in flight",
+    "switch": "is to be ready, and the others off",
+}
 
 Parsers = Any
 """What `add_subparsers` gives, a private type of argparse."""
@@ -76,7 +81,12 @@ def run(args: argparse.Namespace) -> str:
         raise Failed(fault, _CANNOT) from None
     except Refusal as fault:
         raise Failed(fault, _CANNOT if fault.status < 500 else 1) from None
-    return raw.decode() if args.json else _listed(json.loads(raw)["pools"])
+    if args.json:
+        return raw.decode()
+    told = _listed(json.loads(raw)["pools"])
+    if args.command in VERBS:
+        return f"{args.model} {_TOLD[args.command]}; `penstock pools` tells how far it is. Now:\n{told}"
+    return told
 
 
 def _listed(pools: Sequence[Mapping[str, Any]]) -> str:

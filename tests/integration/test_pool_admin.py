@@ -128,7 +128,11 @@ def test_a_switch_wakes_one_and_the_next_switch_has_it_off_again(gate):
     assert (running["active_model"], running["running"]) == ("one", True)
     (container,) = _get(gate, "/gateway/status")["active_containers"].values()
     assert (container["model"], container["phase"]) == ("one", "ready")
-    assert _cli(gate, "switch", "two")[0] == 0
+    status, said = _cli(gate, "switch", "two")
+    assert status == 0
+    assert said.startswith(
+        "two is to be ready, and the others off; `penstock pools` tells how far it is. Now:\n"
+    )
     wait_until(lambda: (_phase(gate, "one"), _phase(gate, "two")) == ("off", "ready"), what="switched")
     answer = _post(gate, "/proxy/operations/stop")
     assert (_types(answer.json()), answer.json()["status"]) == (
