@@ -78,11 +78,12 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> str:
 
 
 def _explained(args: argparse.Namespace, environ: Mapping[str, str]) -> str:
-    from ..gateway.config import ConfigError, load
+    from ..gateway.config import ConfigError
     from .explain import CannotExplain, explain
+    from .source import Source
 
     try:
-        config = load(args.config, environ) if args.config is not None else None
+        config = Source(args.config).settle(environ)[0] if args.config is not None else None
         return explain(args.file, config, args.endpoint, args.tenant)
     except (ConfigError, CannotExplain) as fault:
         raise Failed(fault, _CANNOT) from None

@@ -9,20 +9,22 @@ that is not there).
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..gateway.config import ConfigError, load, schema
+from ..gateway.config import ConfigError
 from .backends_cli import Failed as BackendsFailed
 from .backends_cli import add_verbs as add_backends_verbs
 from .backends_cli import run as run_backends
 from .cache_cli import Failed as CacheFailed
 from .cache_cli import add_verbs as add_cache_verbs
 from .cache_cli import run as run_cache
+from .config_cli import Failed as ConfigFailed
+from .config_cli import add_verbs as add_config_verbs
+from .config_cli import run as run_config
 from .keys_cli import Failed as KeysFailed
 from .keys_cli import add_verbs as add_keys_verbs
 from .keys_cli import run as run_keys
@@ -49,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ..loadtests.sim.main import main as simulate  # its options are its own
 
         return simulate(words[1:])
+    if words[:1] in (["corpus"], ["loadtest"]):
+        from ..loadtests.suite.main import VERBS  # so are theirs
+
+        return VERBS[words[0]](words[1:])
     try:
         return _run(_parser().parse_args(words), os.environ)
     except (BrokenPipeError, KeyboardInterrupt):
@@ -67,11 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help="instead of `log.level`"
     )
     commands.add_parser("sim", help="run a simulated vLLM server; `penstock sim --help` says more")
-    config = commands.add_parser("config", help="check a configuration, or print its JSON Schema")
-    actions = config.add_subparsers(dest="action", parser_class=_Parser, metavar="ACTION", required=True)
-    check = actions.add_parser("check", help="say whether a configuration can be used here")
-    check.add_argument("file", type=Path, metavar="FILE")
-    actions.add_parser("schema", help="print the JSON Schema")
+    add_config_verbs(commands, _Parser)
     restart = commands.add_parser("restart", help="replace a running gateway's workers one by one")
     restart.add_argument(
         "-c", "--config", type=Path, metavar="FILE", help="which gateway, by its configuration"
@@ -116,24 +118,20 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return _pools(args)
     if args.command == "keys":
         return _keys(args, environ)
-    if args.command == "config" and args.action == "schema":
-        print(json.dumps(schema(), indent=2))
-        return 0
     if args.command == "config":
-        return _check(args.file, environ)
+        return _config(args, environ)
     _parser().print_help(sys.stderr)
     return CANNOT
 
 
-def _check(file: Path, environ: Mapping[str, str]) -> int:
+def _config(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from .nofile import raise_limit
 
     raise_limit()
     try:
-        load(file, environ)
-    except ConfigError as fault:
+        print(run_config(args, environ))
+    except ConfigFailed as fault:
         return _cannot(fault)
-    print(f"{file}: good")
     return 0
 
 
@@ -163,8 +161,8 @@ def _supervise(file: Path, args: argparse.Namespace, environ: Mapping[str, str],
 
     source = Source(file, port=args.port, workers=args.workers, log_level=args.log_level)
     try:
-        config = source.read(environ)
-        told: dict[str, Any] = {}
+        config, document = source.settle(environ)
+        told: dict[str, Any] = {"document": document}
         if demo_port:
             told["on_ready"] = lambda: _greet(config.listen.port)
         return Supervisor(source, config, environ, **told).run()

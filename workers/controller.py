@@ -17,6 +17,7 @@ import signal
 import time
 from urllib.parse import urlsplit
 
+import msgspec
 import uvloop
 
 from ..cache.arena import Arena
@@ -25,7 +26,7 @@ from ..cache.rows import CounterRow, Tally
 from ..cache.segment import Segment, process_start
 from ..cache.slots import claim, read_slot, sweep
 from ..cache.table import BackendTable
-from ..gateway.config import MAX_BACKENDS, ConfigError, Published, Server
+from ..gateway.config import MAX_BACKENDS, Config, Layer, Published, Server
 from ..gateway.memory import redis_settings
 from ..gateway.metrics import Metrics
 from . import admin, affinity, logs, scrape, store
@@ -44,6 +45,9 @@ from .in_force import in_force
 from .invalidation import Invalidation
 from .keys.sync import KeysSync
 from .limits_sync import LimitsSync
+from .live.far import ConfigRedis
+from .live.file import ConfigFile
+from .live.reloader import Refused, Reloader
 from .load_watch import LoadWatch
 from .pools.ground import Ground
 from .pools.leases import shared_of
@@ -126,7 +130,17 @@ class Controller:
             lambda: self._published.told, published.found, self._discovered, time.monotonic
         )
         self._publishing = asyncio.Lock()
-        self._reload = asyncio.Event()
+        far = published.config.store
+        self._reloader = Reloader(
+            ConfigFile(source.path),
+            ConfigRedis.of(far, mine.environ, os.urandom) if far is not None else None,
+            published.document,
+            mine.state,
+            lambda file, document: source.compose(file, document, mine.environ),
+            self._apply,
+            self._reloaded,
+            lambda source: self._metrics.count(scrape.REFUSED, source),
+        )
         self._leave = asyncio.Event()
         self._final = False
         ground = Ground(
@@ -164,7 +178,7 @@ class Controller:
         """Until SIGTERM."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._leave.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reloader.ask)
         loop.add_signal_handler(signal.SIGUSR1, self._end_all)
         await self._prober.swap(self._published)
         self._pools.swap(self._published)
@@ -178,7 +192,7 @@ class Controller:
         work = [
             self._sweeping,
             self._prober.run,
-            self._reloading,
+            self._reloader.run,
             self._discovery.run,
             self._invalidation.run,
             self._limits.run,
@@ -236,7 +250,12 @@ class Controller:
 
     async def _scraped_here(self, _: Question) -> Answer:
         """Without what the backends say of themselves."""
-        own = [*self._status.metrics(), *self._cache_stats.metrics(), *self._pools.metrics()]
+        own = [
+            *self._status.metrics(),
+            *self._reloader.metrics(),
+            *self._cache_stats.metrics(),
+            *self._pools.metrics(),
+        ]
         inventory = self._pools.rooms.inventory
         own += [
             *self._autoscale.metrics(),
@@ -249,6 +268,7 @@ class Controller:
         reports = self._pools_admin.reports()
         more = compat(published, self._tally, reports, rooms.inventory.total_bytes, rooms.needs())
         more |= {"pools": reports, "configuration": in_force(published.told)}
+        more["sources"] = self._reloader.report()
         return Answer(self._status.status(more))
 
     async def _counted(self, _: Question) -> Answer:
@@ -264,29 +284,24 @@ class Controller:
     def _probed(self, backend: str, success: bool) -> None:
         self._metrics.count(scrape.PROBES, backend, "success" if success else "failure")
 
-    async def _reloading(self) -> None:
-        while True:
-            await self._reload.wait()
-            self._reload.clear()
-            outcome = await self._load()
-            self._metrics.count(scrape.RELOADS, outcome)
+    def _reloaded(self, outcome: str) -> None:
+        self._metrics.count(scrape.RELOADS, outcome)
+        with contextlib.suppress(BrokenPipeError):
             os.write(self._mine.ready_fd, RELOADED)
 
-    async def _load(self) -> str:
-        """One reload; its outcome: loaded, unchanged, refused or failed."""
+    async def _apply(self, config: Config, document: Layer | None) -> str:
+        """Put a configuration in force; loaded, unchanged or failed. Raises Refused where there is no room for it."""
         async with self._publishing:
             old = self._published
             try:
-                config = self._source.read(self._mine.environ)
                 published = store.following(config, old, busy=self._busy())
-            except (ConfigError, store.Full) as fault:
-                log.error("config_refused generation=%d kept: %s", old.generation, fault)
-                return "refused"
+            except store.Full as fault:
+                raise Refused(str(fault)) from None
             paths = store.changed(old.told, config)
             if not paths:
                 log.info("config_unchanged generation=%d", old.generation)
                 return "unchanged"
-            if not await self._publish(published):
+            if not await self._publish(msgspec.structs.replace(published, document=document)):
                 return "failed"
         logs.set_level(config.log.level)
         log.info("config_published generation=%d changed=%s", published.generation, ",".join(paths))

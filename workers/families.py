@@ -11,6 +11,18 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from ..gateway.metrics import Family
 
 CONFIG_GENERATION = Family("penstock_config_generation", "Generation of the configuration in use.", "gauge")
+CONFIG_REFUSED_NOW = Family(
+    "penstock_config_refused",
+    "1 while what a source of the configuration says is refused, and something older in force.",
+    "gauge",
+    ("source",),
+)
+CONFIG_SOURCE_UP = Family(
+    "penstock_config_source_up", "1 while a source of the configuration can be read.", "gauge", ("source",)
+)
+CONFIG_DOCUMENT_VERSION = Family(
+    "penstock_config_document_version", "Version of the shared document in force; 0 without one.", "gauge"
+)
 BUILD_INFO = Family("penstock_build_info", "Always 1; the labels say what runs.", "gauge", ("version",))
 INFLIGHT_REQUESTS = Family(
     "penstock_inflight_requests", "Requests at a backend now.", "gauge", ("model", "backend")
@@ -147,6 +159,9 @@ SEEN: dict[str, Family] = {
         QUEUED_REQUESTS,
         WAITING_REQUESTS,
         BUFFERED_BYTES,
+        CONFIG_REFUSED_NOW,
+        CONFIG_SOURCE_UP,
+        CONFIG_DOCUMENT_VERSION,
         WORKER_UP,
         WORKER_STARTS,
         METRIC_OVERFLOW,

@@ -20,7 +20,7 @@ import xxhash
 from ..cache.arena import Arena, ArenaGeometry
 from ..cache.layout import Geometry
 from ..cache.segment import NoRoom, NotReady, Segment, WrongVersion, process_start
-from ..gateway.config import L1, MAX_BACKENDS, MAX_MODELS, Cache, Config, Keys, Published
+from ..gateway.config import L1, MAX_BACKENDS, MAX_MODELS, Cache, Config, Keys, Layer, Published
 from ..gateway.keys import MAX_KEYS
 from . import rundir, store
 from .guard import Taken, guard
@@ -58,18 +58,23 @@ class Foundation:
 
     @classmethod
     def lay(
-        cls, config: Config, path: Path, workers: int, environ: Mapping[str, str] = MappingProxyType({})
+        cls,
+        config: Config,
+        path: Path,
+        workers: int,
+        environ: Mapping[str, str] = MappingProxyType({}),
+        document: Layer | None = None,
     ) -> Foundation:
         """Guard, bind, create and publish generation 1 of `config`, which was read from `path`, and of its API keys.
 
-        environ: for the password of the Redis that has the keys.
+        environ: for the password of the Redis that has the keys. document: what of it was not in `path`.
         """
         made = cls()
         try:
             made._guard(config.listen.host, config.listen.port, "use --port")
             made._guard(config.admin.host, config.admin.port, "change `admin.port`")
             made._bind(config, workers)
-            made._settle(config, path, workers)
+            made._settle(config, path, workers, document)
             if config.keys is not None:
                 made._open_keys(config.keys, environ)
         except BaseException:
@@ -142,7 +147,7 @@ class Foundation:
         if listen.uds is not None:
             self.uds = self._unix(listen.uds, "listen.uds")
 
-    def _settle(self, config: Config, path: Path, workers: int) -> None:
+    def _settle(self, config: Config, path: Path, workers: int, document: Layer | None) -> None:
         start = process_start(os.getpid())
         assert start is not None
         self._owner = owner = rundir.Owner(
@@ -167,7 +172,7 @@ class Foundation:
         )
         try:
             self.segment = self._segment(geometry, owner)
-            self._published = published = store.first(config)
+            self._published = published = store.first(config, document)
             digest = store.write(self.folder, published)
         except (NoRoom, store.Full) as fault:
             raise CannotStart(str(fault)) from None

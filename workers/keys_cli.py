@@ -18,9 +18,10 @@ from typing import Any
 
 import msgspec
 
-from ..gateway.config import Config, ConfigError, load
+from ..gateway.config import Config, ConfigError
 from ..gateway.keys import MAX_KEYS, Key, hashed
 from .keys.source import KeySource
+from .source import Source
 from .table import table
 
 PREFIX = "sk-penstock-"
@@ -88,7 +89,7 @@ def run(
     from .keys.text import BadKeys, NoKeys
 
     try:
-        config = load(args.config, environ)
+        config, _ = Source(args.config).settle(environ)
         if config.keys is None:
             raise Failed(f"{args.config}: `keys` is not there; say in which `file` or `redis` they are")
         source = source_of(config.keys, environ, random)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..gateway.config import ConfigError, Machine
-from . import rundir
+from . import rundir, store
 from .source import Source
 
 
@@ -22,11 +22,12 @@ class CannotRestart(Exception):
 
 def restart(file: Path | None, port: int | None) -> rundir.Owner:
     """Begin the rolling restart of the one gateway that is meant, and say whose. Raises CannotRestart."""
-    running = [owner for _, owner in rundir.running(rundir.base())]
-    owner = choose(running, file, port)
+    folders = {owner: folder for folder, owner in rundir.running(rundir.base())}
+    owner = choose(list(folders), file, port)
     try:
         source = Source(Path(owner.file), port=owner.port, machine=Machine.here(owner.pid))
-        source.read(environ_of(owner.pid))
+        published = store.newest(folders[owner])
+        source.read(environ_of(owner.pid), published.document if published is not None else None)
         os.kill(owner.pid, signal.SIGUSR2)
     except ConfigError as fault:
         raise CannotRestart(f"not restarted: {fault}") from None

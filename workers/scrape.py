@@ -28,6 +28,12 @@ _NS = 1_000_000_000
 RELOADS = Family(
     "penstock_config_reloads_total", "Reloads of the configuration by their outcome.", "counter", ("outcome",)
 )
+REFUSED = Family(
+    "penstock_config_refused_total",
+    "Changes of the configuration that were refused, by where they came from.",
+    "counter",
+    ("source",),
+)
 PROBES = Family(
     "penstock_backend_probes_total",
     "Health probes by backend and outcome.",
@@ -78,7 +84,7 @@ POOL_EVICTIONS = Family(
 CONTROL_FAMILIES = {
     family.name: family
     for family in (
-        *(RELOADS, PROBES, SWEPT),
+        *(RELOADS, REFUSED, PROBES, SWEPT),
         *(POOL_STARTS, POOL_START_SECONDS, POOL_STOPS, POOL_SLEEPS, POOL_DEATHS),
         *(POOL_SWITCHES, POOL_EVICTIONS),
     )

@@ -20,7 +20,7 @@ import msgspec
 import xxhash
 
 from ..cache.segment import Segment
-from ..gateway.config import MAX_BACKENDS, MAX_MODELS, Config, Published, pack, unpack
+from ..gateway.config import MAX_BACKENDS, MAX_MODELS, Config, Layer, Published, pack, unpack
 from .expand import Found, expand, members_in, names_in
 
 KEPT_FILES = 3
@@ -74,9 +74,9 @@ def columns(
     return found
 
 
-def first(config: Config) -> Published:
-    """Generation 1 of a new gateway."""
-    return following(config, None)
+def first(config: Config, document: Layer | None = None) -> Published:
+    """Generation 1 of a new gateway, and the document that is in it."""
+    return msgspec.structs.replace(following(config, None), document=document)
 
 
 def following(
@@ -98,6 +98,7 @@ def following(
         generation=previous.generation + 1 if previous else 1,
         source=config if expanded is not config else None,
         found=known,
+        document=previous.document if previous else None,
     )
 
 
@@ -188,7 +189,7 @@ def changed(old: object, new: object, prefix: str = "") -> list[str]:
 RESTART = (
     *("listen.host", "listen.port", "listen.uds", "admin", "workers.count", "workers.cores"),
     *("cache.l1.size", "cache.l1.max_entry", "cache.l1.keep", "cache.l2", "keys", "pools.state"),
-    *("pools.lease", "pools.redis"),
+    *("pools.lease", "pools.redis", "store"),
 )
 """Keys that only a new start applies."""
 ROLL = ("listen.http", "listen.tls", "listen.max_connections", "listen.read_timeout_s", "listen.keep_alive_s")

@@ -20,7 +20,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from ..gateway.config import Config
+from ..gateway.config import Config, Layer
 from . import affinity, child, logs, store
 from .boot import LEAVING, READY, RELOADED, AppFactory, Inheritance, gateway_app, run_worker
 from .controller import run_controller
@@ -44,7 +44,10 @@ CRASHED = FORCED = 1
 
 
 class Supervisor:
-    """Runs one gateway. `on_ready` is called once, when every worker is ready for the first time."""
+    """Runs one gateway. `on_ready` is called once, when every worker is ready for the first time.
+
+    document: what was laid over the file to make `config`.
+    """
 
     def __init__(
         self,
@@ -52,12 +55,14 @@ class Supervisor:
         config: Config,
         environ: Mapping[str, str],
         *,
+        document: Layer | None = None,
         on_ready: Callable[[], None] = lambda: None,
         app_factory: AppFactory = gateway_app,
     ) -> None:
         self._source = source
         self._config = config
         self._environ = environ
+        self._document = document
         self._on_ready = on_ready
         self._app_factory = app_factory
         cores = config.workers.cores
@@ -85,7 +90,9 @@ class Supervisor:
     def run(self) -> int:
         """Until the last child is gone; the exit status. Raises CannotStart before the first fork."""
         logs.set_up("supervisor", self._config.log.level)
-        self._base = Foundation.lay(self._config, self._source.path, len(self._workers), self._environ)
+        self._base = Foundation.lay(
+            self._config, self._source.path, len(self._workers), self._environ, self._document
+        )
         child.adopt_orphans()
         listen = self._config.listen
         log.info("supervisor_started address=%s:%d workers=%d", listen.host, listen.port, len(self._workers))

@@ -5,11 +5,13 @@ from .check import Machine, is_loopback, tls_fault
 from .check_pools import places_itself
 from .faults import ConfigError
 from .fields import GIB, KIB, MIB, CacheMode
+from .layers import Layer
 from .load import load, schema
 from .model import Backend, BackendTls, Batching, Model, Policy, Timeouts
 from .pool import DockerPool, KubernetesApi, KubernetesPool, Pool, Pools, PoolTerms, ProcessPool, WebhookPool
 from .redis import RedisServer, RedisTls
 from .snapshot import Published, Server, from_snapshot, pack, snapshot, unpack
+from .store import Store
 from .structs import (
     MAX_BACKENDS,
     MAX_MODELS,
@@ -55,6 +57,7 @@ __all__ = [
     "Keys",
     "KubernetesApi",
     "KubernetesPool",
+    "Layer",
     "Limits",
     "Listen",
     "Log",
@@ -71,6 +74,7 @@ __all__ = [
     "RedisServer",
     "RedisTls",
     "Server",
+    "Store",
     "Timeouts",
     "Tls",
     "UpstreamSettings",

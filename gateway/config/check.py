@@ -91,6 +91,11 @@ def check(name: str, config: Config, environ: Mapping[str, str], machine: Machin
     _Check(name, environ, machine).all(config)
 
 
+def check_store(name: str, store: RedisServer, environ: Mapping[str, str]) -> None:
+    """Raise ConfigError where `store` cannot be reached as it is written."""
+    _Check(name, environ, Machine(frozenset(), 0))._redis("$.store", store)
+
+
 class _Check:
     def __init__(self, name: str, environ: Mapping[str, str], machine: Machine) -> None:
         self._name = name
@@ -251,6 +256,8 @@ class _Check:
 
     def _keys(self, config: Config) -> None:
         keys = config.keys
+        if config.store is not None:
+            self._redis("$.store", config.store)
         if config.pools.redis is not None:
             self._redis("$.pools.redis", config.pools.redis)
         if config.limits.redis is not None:

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from .check import Machine, check
+from .check import Machine, check, check_store
 from .faults import ConfigError
+from .layers import Layer, blamed, document, merged
 from .model import Backend
 from .redis import RedisServer, RedisTls
 from .shape import shape
@@ -19,6 +20,7 @@ from .source import MAX_FILE_BYTES, parse
 from .structs import Config, Tls
 
 Server = TypeVar("Server", bound=RedisServer)
+_NOBODY: dict[str, Any] = {"-": {"backends": []}}
 
 
 def load(
@@ -28,22 +30,58 @@ def load(
     machine: Machine | None = None,
     name: str | None = None,
     adjust: Callable[[Config], Config] = lambda config: config,
+    over: Layer | None = None,
+    folder: Path | None = None,
 ) -> Config:
     """The configuration in `source`: a Path is a file, a str is the YAML text itself.
 
     `environ` answers `${NAME}` and says whether the variables that hold secrets are set; their values are not
     read. `machine` is what the configuration is checked against, this one when absent. `name` is what errors
     call the source. `adjust` makes of what is written what is meant, before it is checked. Relative
-    paths of certificates and keys in a file are taken from its folder. Raises ConfigError, whose text is one line.
+    paths of certificates and keys in a file are taken from its folder, those in a text from `folder`. `over` is a
+    document that is laid over it. Raises ConfigError, whose text is one line.
     """
     called = name or (str(source) if isinstance(source, Path) else "configuration")
     text = read_text(called, source) if isinstance(source, Path) else source
-    config = shape(called, parse(called, text), environ)
-    if isinstance(source, Path):
-        config = _rooted(config, source.absolute().parent)
-    config = adjust(config)
-    check(called, config, environ, machine or Machine.here())
+    folder = source.absolute().parent if isinstance(source, Path) else folder
+    file = parse(called, text)
+    above = document(over) if over is not None else {}
+    try:
+        config = shape(called, merged(file, above), environ)
+        if folder is not None:
+            config = _rooted(config, folder)
+        config = adjust(config)
+        check(called, config, environ, machine or Machine.here())
+    except ConfigError as fault:
+        raise blamed(fault, file, above, over.name if over is not None else called) from None
     return config
+
+
+def own_part(
+    called: str,
+    text: str,
+    folder: Path,
+    environ: Mapping[str, str],
+    adjust: Callable[[Config], Config] = lambda config: config,
+) -> Config:
+    """What a file says of where its node listens, keeps its state, and finds the document to be laid over it.
+
+    The rest of it is left out, and `models` are not what they will be. Raises ConfigError.
+    """
+    raw = parse(called, text)
+    own: dict[str, Any] = {key: raw[key] for key in ("listen", "store") if key in raw}
+    pools = raw.get("pools")
+    if isinstance(pools, dict) and "state" in pools:
+        own["pools"] = {"state": pools["state"]}
+    config = adjust(_rooted(shape(called, {**own, "models": _NOBODY}, environ), folder))
+    if config.store is not None:
+        check_store(called, config.store, environ)
+    return config
+
+
+def names_models(called: str, text: str) -> bool:
+    """Whether a file has models of its own. Raises ConfigError."""
+    return "models" in parse(called, text)
 
 
 def _rooted(config: Config, folder: Path) -> Config:
@@ -65,6 +103,8 @@ def _rooted(config: Config, folder: Path) -> Config:
         keys = replace(keys, file=str(folder / keys.file))
     elif keys is not None and keys.redis is not None:
         keys = replace(keys, redis=_reached(keys.redis, folder))
+    if config.store is not None:
+        config = replace(config, store=_reached(config.store, folder))
     pools = config.pools
     if pools.redis is not None:
         pools = replace(pools, redis=_reached(pools.redis, folder))

@@ -27,16 +27,17 @@ key with its default. An unknown key is an error, so a typing mistake cannot go 
 
 A file is at most 1 MiB. At most 256 models and 256 backends fit in one node.
 
-SIGHUP makes a running gateway read the file again. A file that is refused changes nothing. Most keys take effect at
+A running gateway notices when the file changes, and SIGHUP makes it read the file at once; with `store` a document that
+nodes share is laid over it ([configuring](configuring.md)). What is refused changes nothing. Most keys take effect at
 once, between requests; the log names those that need more:
 
 | applied by | keys |
 |---|---|
-| `penstock restart`, after the SIGHUP | \
+| `penstock restart`, after the change | \
 `listen.http`, `listen.tls`, `listen.max_connections`, `listen.read_timeout_s`, `listen.keep_alive_s` |
 | a new start | `listen.host`, `listen.port`, `listen.uds`, `admin`, `workers.count`, `workers.cores`, \
 `cache.l1.size`, `cache.l1.max_entry`, `cache.l1.keep`, `cache.l2`, `keys`, `pools.state`, `pools.lease`, \
-`pools.redis` |
+`pools.redis`, `store` |
 
 This page is made from the Structs in `gateway/config` by `make docs`.
 """

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from .layers import Layer
 from .structs import Config
 
 
@@ -20,7 +21,7 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     `indices` gives each backend, named `<model>\\n<url>`, its column in the tally and the backend table;
     `model_indices` gives each model its column. `config` names the servers that requests may go to, so it has no
     backend with `discover`; `source` is what the operator wrote where that is something else, and `found` what its
-    names led to.
+    names led to. `document` is what was laid over the operator's file.
     """
 
     config: Config
@@ -29,6 +30,7 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     generation: int
     source: Config | None = None
     found: dict[str, tuple[Server, ...]] = {}
+    document: Layer | None = None
 
     @property
     def told(self) -> Config:

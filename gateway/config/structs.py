@@ -17,6 +17,7 @@ from .fields import GIB, HEALTH_PATH, MIB, Duration, Env, EnvName, Port, Size, W
 from .model import Model
 from .pool import Pools
 from .redis import RedisServer
+from .store import Store
 
 MAX_BACKENDS = 256
 MAX_MODELS = 256
@@ -272,6 +273,9 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     node: Annotated[Node, Meta(description="This node among others.")] = Node()
     cache: Annotated[Cache, Meta(description="Answers that are kept.")] = Cache()
     keys: Annotated[Keys | None, Meta(description="API keys. Absent: every client is served.")] = None
+    store: Annotated[Store | None, Meta(description="What nodes share of this. Absent: the file alone.")] = (
+        None
+    )
     health: Annotated[Health, Meta(description="Probes of backends.")] = Health()
     breaker: Annotated[Breaker, Meta(description="Backends that fail.")] = Breaker()
     discovery: Annotated[Discovery, Meta(description="Backends found by name.")] = Discovery()

@@ -17,7 +17,7 @@ from penstock.workers.store import RESTART, ROLL
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = (ROOT / "penstock.example.yaml").read_text()
-AS_OF_L2 = re.compile(r"(limits|keys|pools)\.redis\.(?!url$)")  # said once, at cache.l2
+AS_OF_L2 = re.compile(r"((limits|keys|pools)\.redis|store)\.(?!(url|refresh_s)$)")  # said once, at cache.l2
 ROOMY = Machine(cores=frozenset(range(8)), max_descriptors=1_000_000)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from penstock.gateway.keys import Key, hashed
+from penstock.workers import file_watch
 from penstock.workers.keys import file as module
 from penstock.workers.keys.file import KeysFile
 from penstock.workers.keys.text import BadKeys, NoKeys, dump, pack, parse, unpack
@@ -238,21 +239,24 @@ async def test_a_file_that_is_being_written_is_read_when_it_is_still(
 ) -> None:
     """An editor writes in place, in pieces: what lies between two of them may look like fewer keys."""
     monkeypatch.setattr(module, "ROUND_S", 0.0)
-    begin, half, whole, replaced = (1, 9, 1, 1), (1, 4, 2, 2), (1, 8, 3, 3), (2, 8, 4, 4)
+    begin, half, whole, replaced = (0, 1, 9, 1, 1), (0, 1, 4, 2, 2), (0, 1, 8, 3, 3), (0, 2, 8, 4, 4)
     looks = [begin, half, whole, whole, replaced, replaced]
     read: list[tuple[int, ...]] = []
 
+    last = begin
+
+    def stamp_of(_: Path) -> tuple[int, int, int, int, int]:
+        nonlocal last
+        if looks:
+            last = looks.pop(0)
+        return last
+
     class Scripted(KeysFile):
-        last: tuple[int, int, int, int] = begin
-
-        def _stamp(self) -> tuple[int, int, int, int]:
-            if looks:
-                self.last = looks.pop(0)
-            return self.last
-
         def once(self) -> dict[str, Key]:
-            read.append(self.last)
+            read.append(last)
             return {}
+
+    monkeypatch.setattr(file_watch, "stamp_of", stamp_of)
 
     following = asyncio.ensure_future(Scripted(str(tmp_path / "k")).follow(Heard()))
     await asyncio.to_thread(wait_until, lambda: not looks, 20, "all looks")

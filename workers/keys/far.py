@@ -11,7 +11,6 @@ Redis lets anybody in or shuts anybody out.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,9 +18,10 @@ from typing import Any, TypeVar
 
 from redis.exceptions import NoPermissionError
 
-from ...cache.redis_client import Client, RedisSettings, client, close, eviction_policy
+from ...cache.redis_client import Client, RedisSettings
 from ...gateway.keys import Key
-from ..redis_bell import FAULTS, RETRY_S, ROUND_S, RedisBell, cancelled, said
+from ..redis_bell import FAULTS, said
+from ..redis_follow import RedisFollower
 from . import text
 from .source import Listener
 from .text import BadKeys, NoKeys
@@ -29,8 +29,6 @@ from .text import BadKeys, NoKeys
 log = logging.getLogger(__name__)
 
 POLL_S = 0.4
-_HINTS_S = 2.0
-_BURST_S = 0.01
 _VERSION = b"version"
 _MOST = 1 << 16
 T = TypeVar("T")
@@ -43,6 +41,7 @@ class KeysRedis:
         self._settings = settings
         self._name = f"{prefix}:keys"
         self._random = random
+        self._follower = RedisFollower(settings, self._name, "keys")
         self._ignored: frozenset[str] = frozenset()
 
     @property
@@ -67,7 +66,7 @@ class KeysRedis:
             fields: Any = await redis.hgetall(self._name)
             check(self._taken(fields))
             await redis.hset(self._name, mapping={id: text.pack(key), _VERSION: self._token()})
-            await self._bell().ring(redis)
+            await self._follower.ring(redis)
 
         self._run(write)
 
@@ -78,7 +77,7 @@ class KeysRedis:
             if not await redis.hget(self._name, id):
                 return False
             await redis.hset(self._name, mapping={id: b"", _VERSION: self._token()})
-            await self._bell().ring(redis)
+            await self._follower.ring(redis)
             with contextlib.suppress(NoPermissionError):
                 await redis.hdel(self._name, id)
             return True
@@ -86,16 +85,8 @@ class KeysRedis:
         return self._run(write)
 
     def _run(self, work: Callable[[Client], Awaitable[T]]) -> T:
-        async def whole() -> T:
-            redis = client(self._settings)
-            try:
-                async with asyncio.timeout(ROUND_S):
-                    return await work(redis)
-            finally:
-                await close(redis)
-
         try:
-            return asyncio.run(whole())
+            return self._follower.once(work)
         except FAULTS as fault:
             raise BadKeys(self.name, said(fault)) from None
 
@@ -103,41 +94,24 @@ class KeysRedis:
 
     async def follow(self, listener: Listener) -> None:
         """Until cancelled."""
-        redis = client(self._settings)
-        wake = asyncio.Event()
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._looking(redis, wake, listener))
-                group.create_task(self._bell(wake).listen(redis))
-        finally:
-            await close(redis)
-
-    async def _looking(self, redis: Client, wake: asyncio.Event, listener: Listener) -> None:
         seen: bytes | None = None
-        judged = False
-        while True:
-            wake.clear()
-            pause_s = POLL_S
+
+        async def look(redis: Client) -> None:
+            nonlocal seen
             try:
-                async with asyncio.timeout(ROUND_S):
-                    version: Any = await redis.hget(self._name, _VERSION)
-                    if version is None or version != seen:
-                        keys, seen = await self._read(redis)
-                        listener.found(keys)
-                    else:
-                        listener.unchanged()
-                    if not judged:
-                        judged = True
-                        await _judge(redis)
-            except (*FAULTS, BadKeys) as fault:
-                listener.lost(fault.args[0] if isinstance(fault, BadKeys) else f"{self.name}: {said(fault)}")
-                pause_s = RETRY_S
-            if cancelled():
-                return
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await wake.wait()
-            await asyncio.sleep(_BURST_S)
+                version: Any = await redis.hget(self._name, _VERSION)
+                if version is None or version != seen:
+                    keys, seen = await self._read(redis)
+                    listener.found(keys)
+                else:
+                    listener.unchanged()
+            except BadKeys as fault:
+                listener.lost(str(fault))
+
+        def lost(fault: BaseException) -> None:
+            listener.lost(f"{self.name}: {said(fault)}")
+
+        await self._follower.follow(look, lost, POLL_S)
 
     async def _read(self, redis: Client) -> tuple[dict[str, Key], bytes]:
         fields: Any = await redis.hgetall(self._name)
@@ -164,19 +138,5 @@ class KeysRedis:
         self._ignored = frozenset(ignored)
         return keys
 
-    def _bell(self, wake: asyncio.Event | None = None) -> RedisBell:
-        return RedisBell(self._name, wake or asyncio.Event(), "keys", _HINTS_S)
-
     def _token(self) -> str:
         return self._random(8).hex()
-
-
-async def _judge(redis: Client) -> None:
-    """Say so when this Redis may drop keys to make room."""
-    with contextlib.suppress(*FAULTS):
-        policy = await eviction_policy(redis)
-        if policy not in (None, "noeviction"):
-            log.warning(
-                "keys_evictable policy=%s: a full Redis may drop all keys; set its maxmemory-policy to noeviction",
-                policy,
-            )

@@ -1,8 +1,7 @@
 """API keys in a file: read when it changes, written whole or not at all.
 
-Strategy: a reader looks at the file's inode, size and times; another inode is a file that was put in its place whole,
-and read at once, the same one changed is being written by an editor, and read when it has been still for one look.
-Writers are kept apart by a lock on the folder, which a new file in it leaves alone.
+Strategy: `file_watch` says when a reader reads. Writers are kept apart by a lock on the folder, which a new file in it
+leaves alone.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from ...gateway.config import ConfigError
 from ...gateway.config.load import read_text
 from ...gateway.config.source import MAX_FILE_BYTES
 from ...gateway.keys import Key
+from ..file_watch import changes
 from . import text
 from .source import ROUND_S, Listener
 from .text import BadKeys, NoKeys
 
 _LOCK_S = 10.0
-_Stamp = tuple[int, int, int, int]
 
 
 class KeysFile:
@@ -50,27 +49,11 @@ class KeysFile:
 
     async def follow(self, listener: Listener) -> None:
         """Until cancelled; a broken file is told of once for each time that it changed."""
-        read: _Stamp | None = None
-        seen: _Stamp | None = None
-        first = True
-        while True:
-            stamp = self._stamp()
-            settled = stamp == seen or stamp is None or read is None or stamp[0] != read[0]
-            if first or (stamp != read and settled):
-                first, read = False, stamp
-                try:
-                    listener.found(await asyncio.to_thread(self.once))
-                except BadKeys as fault:
-                    listener.lost(str(fault))
-            seen = stamp
-            await asyncio.sleep(ROUND_S)
-
-    def _stamp(self) -> _Stamp | None:
-        try:
-            found = os.stat(self._path)
-        except OSError:
-            return None
-        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        async for _ in changes(self._path, ROUND_S):
+            try:
+                listener.found(await asyncio.to_thread(self.once))
+            except BadKeys as fault:
+                listener.lost(str(fault))
 
     def add(self, id: str, key: Key, check: Callable[[dict[str, Key]], None]) -> None:
         """Add a key to those that `check` has seen and raised nothing about. Raises BadKeys."""
