@@ -9,7 +9,7 @@ LINKS := $(VENV)/links
 FOLDERS := cache gateway workers loadtests
 PYTHON_FILES := $(FOLDERS) tests
 # Debian packages: command or file that shows one is there = package. Tests need the first list, benches both.
-TEST_TOOLS := redis-server=redis-server /usr/sbin/nghttpx=nghttp2-proxy /usr/sbin/haproxy=haproxy \
+TEST_TOOLS := redis-server=redis-server promtool=prometheus /usr/sbin/nghttpx=nghttp2-proxy /usr/sbin/haproxy=haproxy \
 	/usr/bin/docker-compose=docker-compose /usr/bin/systemd-analyze=systemd
 TOOLS := /usr/sbin/nginx=nginx /usr/share/nginx/modules-available/mod-http-echo.conf=libnginx-mod-http-echo \
 	/usr/bin/wrk=wrk
@@ -40,7 +40,7 @@ help:
 	@echo "make bench-scale  the same over 1..N workers"
 	@echo "make hitratio     what L1 hits beside LRU, S3-FIFO, SIEVE and the optimum; a table and a plot"
 	@echo "make tools        Debian packages that the tests and benches use"
-	@echo "make docs         write config.schema.json and docs/configuration.md anew"
+	@echo "make docs         write anew what is made from the code: references, rules, dashboards"
 	@echo "make clean        remove build output and caches; .venv stays"
 
 install: $(STAMP)
@@ -104,6 +104,7 @@ hitratio: install
 docs: install
 	$(BIN)/penstock config schema > config.schema.json
 	$(BIN)/python -m penstock.gateway.config.reference > docs/configuration.md
+	$(BIN)/python -m penstock.workers.monitoring .
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .import_linter_cache
