@@ -11,7 +11,8 @@ import yaml
 
 from penstock.gateway.metrics import FAMILIES
 from penstock.workers.families import SEEN
-from penstock.workers.monitoring.dashboards import DASHBOARDS, asked
+from penstock.workers.monitoring.dashboards import asked
+from penstock.workers.monitoring.panels import DASHBOARDS
 from penstock.workers.monitoring.rules import ALERTS, RECORDED
 from penstock.workers.scrape import CONTROL_FAMILIES
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .dashboards import DASHBOARDS, dashboard
+from .dashboards import dashboard
+from .panels import DASHBOARDS
 from .reference import markdown
 from .rules import rules
 
