@@ -61,6 +61,13 @@ class Child:
                 raise RigError(f"{self.name}: {what} did not happen in {timeout_s:g} s: {self.tail()}")
             time.sleep(0.02)
 
+    def wait(self, timeout_s: float) -> int:
+        """Return its exit status. Raise RigError when it has not ended in time."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise RigError(f"{self.name} did not end in {timeout_s:g} s: {self.tail()}") from None
+
     def descendants(self) -> list[int]:
         """Return the pids of this process and everything below it, parents first."""
         found, waiting = [], [self.pid]

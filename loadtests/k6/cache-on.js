@@ -1,0 +1,4 @@
+import { scenario } from "./suite.js";
+
+export { ask, handleSummary } from "./suite.js";
+export const options = scenario("cache-on");

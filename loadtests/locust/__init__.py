@@ -1,0 +1,1 @@
+"""The Locust suite. `locustfile` is a script of Locust's: importing it patches the process for gevent."""
