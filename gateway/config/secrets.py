@@ -16,7 +16,7 @@ _SHAPES = re.compile(
     | (?i:\bbearer\s+[A-Za-z0-9._~+/-]{12,}) | ://[^/\s@]*:[^/\s@]+@""",
     re.VERBOSE,
 )
-_NAMES = re.compile(r"(?i)(^|[-_])(key|token|secret|password|passwd|credential)s?$")
+_NAMES = re.compile(r"(?i)(^|[-_])(keys?|token|secrets?|passwords?|passwd|credentials?)$")
 
 
 def refuse_secrets(name: str, text: str, raw: Mapping[str, Any]) -> None:
