@@ -88,9 +88,18 @@ def test_the_kustomization_builds_and_its_bindings_name_the_account_where_it_is(
     objects = list(yaml.safe_load_all(done.stdout))
     (account,) = [one for one in objects if one["kind"] == "ServiceAccount"]
     bindings = [one for one in objects if one["kind"].endswith("RoleBinding")]
-    assert len(objects) == 1 + sum(
-        one is not None for one in yaml.safe_load_all((DEPLOY / "rbac.yaml").read_text())
-    )
+    written = [
+        (one["kind"], one["metadata"]["name"])
+        for file in FILES
+        if not file.startswith("examples/")
+        for one in yaml.safe_load_all((DEPLOY / file).read_text())
+        if one
+    ]
+    assert sorted((one["kind"], one["metadata"]["name"]) for one in objects) == sorted(written)
+    cluster_wide = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
+    assert {one["metadata"].get("namespace") for one in objects if one["kind"] not in cluster_wide} == {
+        account["metadata"]["namespace"]
+    }
     for binding in bindings:
         (subject,) = binding["subjects"]
         assert (subject["name"], subject["namespace"]) == (

@@ -1,7 +1,8 @@
 """What objects of the Kubernetes API may look like: unknown fields and wrong types are found, as with
 `fieldValidation=Strict`.
 
-`kube_types.json` has the fields of each type, from the API's own specification (release 1.33): a type's name, a list
+`kube_types.json` has the fields of each type, from the API's own specification (release 1.33; the
+ServiceMonitor's from the Prometheus operator's): a type's name, a list
 `[...]`, a mapping `{...}`, a JSON type, or `any` where the specification leaves it open; `!` marks what is required.
 """
 
@@ -22,10 +23,20 @@ KINDS: dict[str, tuple[str, str, str, bool, str]] = {
     "pods": ("", "v1", "Pod", True, "V1Pod"),
     "services": ("", "v1", "Service", True, "V1Service"),
     "serviceaccounts": ("", "v1", "ServiceAccount", True, "V1ServiceAccount"),
+    "configmaps": ("", "v1", "ConfigMap", True, "V1ConfigMap"),
     "persistentvolumeclaims": ("", "v1", "PersistentVolumeClaim", True, "V1PersistentVolumeClaim"),
     "namespaces": ("", "v1", "Namespace", False, "V1Namespace"),
     "deployments": ("apps", "v1", "Deployment", True, "V1Deployment"),
     "statefulsets": ("apps", "v1", "StatefulSet", True, "V1StatefulSet"),
+    "poddisruptionbudgets": ("policy", "v1", "PodDisruptionBudget", True, "V1PodDisruptionBudget"),
+    "horizontalpodautoscalers": (
+        "autoscaling",
+        "v2",
+        "HorizontalPodAutoscaler",
+        True,
+        "V2HorizontalPodAutoscaler",
+    ),
+    "servicemonitors": ("monitoring.coreos.com", "v1", "ServiceMonitor", True, "MonitoringV1ServiceMonitor"),
     "leases": ("coordination.k8s.io", "v1", "Lease", True, "V1Lease"),
     "roles": ("rbac.authorization.k8s.io", "v1", "Role", True, "V1Role"),
     "rolebindings": ("rbac.authorization.k8s.io", "v1", "RoleBinding", True, "V1RoleBinding"),
