@@ -60,8 +60,8 @@ class Scripted(Provider):
         self.world.runs.pop(member, None)
 
     async def status(self) -> Mapping[int, Running]:
-        if self.world.unknown:
-            raise ProviderFault("nobody knows")
+        if self.world.unknown is not None:
+            raise self.world.unknown
         return dict(self.world.runs)
 
     async def close(self) -> None:
@@ -78,7 +78,7 @@ class World:
     ends: asyncio.Queue[Running | BaseException] = field(default_factory=asyncio.Queue)
     runs: dict[int, Running] = field(default_factory=dict)
     stop_fails: list[ProviderFault] = field(default_factory=list)
-    unknown: bool = False
+    unknown: Exception | None = None
     began_ns: list[int] = field(default_factory=list)
     place_s: float = 0.0
     made: list[Scripted] = field(default_factory=list)
@@ -196,7 +196,7 @@ async def test_demand_starts_one_server_and_ready_is_shown_when_workers_can_find
     await until(lambda: world.phase() is PoolPhase.OFF)
     world.worker.add_waiting(0, 3)
     await until(lambda: world.phase() is PoolPhase.STARTING)
-    assert [what for what, *_ in world.did] == ["ready"]
+    await until(lambda: [what for what, *_ in world.did] == ["ready"])  # it is shown first
     world.ends.put_nowait(Running(world.server))
     await until(lambda: world.phase() is PoolPhase.READY)
     assert world.publishes == [world.server]
@@ -359,11 +359,24 @@ async def test_where_nobody_knows_what_runs_a_pool_that_was_ready_is_left_alone(
     world.ends.put_nowait(Running(world.server))
     await until(lambda: world.phase() is PoolPhase.READY)
     await first.end()
-    world.unknown = True
+    world.unknown = ProviderFault("nobody knows")
     second = world.begin(world.config(idle_timeout_s=100), tmp_path)
     await until(lambda: "pool_status_unknown pool=m: nobody knows" in caplog.text)
     assert world.phase() is PoolPhase.READY
     await second.end()
+
+
+async def test_a_pool_goes_on_where_asking_what_runs_goes_wrong_as_nobody_thought_of(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.unknown = AttributeError("'list' object has no attribute 'get'")
+    controller = world.begin(world.config(idle_timeout_s=100), tmp_path)
+    world.worker.add_waiting(0, 1)
+    world.ends.put_nowait(Running(world.server))
+    await until(lambda: world.phase() is PoolPhase.READY)
+    assert "pool_status_unknown pool=m: the provider failed: AttributeError" in caplog.text
+    await controller.end(final=True)
+    assert world.runs == {}
 
 
 async def test_the_end_of_the_gateway_ends_the_servers_and_another_end_does_not(

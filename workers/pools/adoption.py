@@ -56,7 +56,7 @@ class Adoption:
         said = False
         while True:
             try:
-                running = await self._hand.provider.status()
+                running = await self._hand.status()
                 break
             except ProviderFault as fault:
                 if not said:

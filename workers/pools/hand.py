@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from typing import Any
 
 from ...gateway.config.pool import Pool
@@ -69,6 +69,16 @@ class Hand:
         #: members that run, or did when last heard of
         self.running: dict[int, Running] = {}
         provider.ended = self._ended
+
+    async def status(self) -> Mapping[int, Running]:
+        """What runs, as the provider says. Raises ProviderFault, whatever goes wrong there."""
+        try:
+            return await self.provider.status()
+        except ProviderFault:
+            raise
+        except Exception as fault:  # an answer of somebody else's that nobody thought of
+            log.exception("pool_status_failed pool=%s", self.name)
+            raise ProviderFault(f"the provider failed: {type(fault).__name__}") from None
 
     async def idle(self) -> None:
         """Until nothing is being done."""
@@ -278,7 +288,7 @@ class Hand:
         found = {*self._tasks, *self.running}
         await self.let_go()
         with contextlib.suppress(ProviderFault):
-            found |= {*await self.provider.status()}
+            found |= {*await self.status()}
 
         async def end(member: int) -> None:
             order = self._ownership.order(self.name, "stop", member)

@@ -294,7 +294,7 @@ class Keeper:
         self.provider = provider
         await old.close()
         try:
-            running = await provider.status()
+            running = await self.hand.status()
         except ProviderFault as fault:
             log.warning("pool_status_unknown pool=%s: %s", self.name, fault)
             return

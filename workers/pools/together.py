@@ -91,7 +91,7 @@ class Together:
     async def _look(self) -> None:
         """Which members run that this node has off."""
         try:
-            running = await self._hand.provider.status()
+            running = await self._hand.status()
         except ProviderFault as fault:
             log.warning("pool_status_unknown pool=%s: %s", self._pool, fault)
             return
