@@ -14,16 +14,13 @@ from typing import Any
 from urllib.parse import urlencode
 
 from .table import table
+from .verbs import Failed, Parsers, add_gateway, asked
 
-_CANNOT = 2
 _KIB = 1024
 _MIB = 1024 * _KIB
 _GIB = 1024 * _MIB
 _MOST_COLUMNS = 8
 """Workers that get a column of their own."""
-
-Parsers = Any
-"""What `add_subparsers` gives, a private type of argparse."""
 
 
 def add_verbs(commands: Parsers, parser: type[argparse.ArgumentParser], port: Callable[[str], int]) -> None:
@@ -45,11 +42,7 @@ def add_verbs(commands: Parsers, parser: type[argparse.ArgumentParser], port: Ca
     )
     get.add_argument("--tenant", metavar="T", help="likewise")
     for verb in (stats, flush, get):
-        verb.add_argument("--json", action="store_true", help="the gateway's answer as it is")
-        verb.add_argument(
-            "-c", "--config", type=Path, metavar="FILE", help="which gateway, by its configuration"
-        )
-        verb.add_argument("--port", type=port, help="which gateway, by its API port")
+        add_gateway(verb, port)
     explain = verbs.add_parser("explain", help="what the cache makes of a request body")
     explain.add_argument("file", type=Path, metavar="FILE", help="the body")
     explain.add_argument(
@@ -62,14 +55,6 @@ def add_verbs(commands: Parsers, parser: type[argparse.ArgumentParser], port: Ca
         help="where it is sent; default: %(default)s",
     )
     explain.add_argument("--tenant", metavar="T", help="who sends it")
-
-
-class Failed(Exception):
-    """A verb could not do it; the text is one line, `status` the exit status."""
-
-    def __init__(self, why: object, status: int) -> None:
-        super().__init__(str(why))
-        self.status = status
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> str:
@@ -86,12 +71,11 @@ def _explained(args: argparse.Namespace, environ: Mapping[str, str]) -> str:
         config = Source(args.config).settle(environ)[0] if args.config is not None else None
         return explain(args.file, config, args.endpoint, args.tenant)
     except (ConfigError, CannotExplain) as fault:
-        raise Failed(fault, _CANNOT) from None
+        raise Failed(fault) from None
 
 
 def _asked(args: argparse.Namespace) -> str:
     from .admin import CACHE_ENTRIES, CACHE_FLUSH, CACHE_STATS
-    from .reach import CannotReach, Refusal, ask
 
     body: dict[str, Any] | None = None
     if args.verb == "stats":
@@ -102,12 +86,7 @@ def _asked(args: argparse.Namespace) -> str:
     else:
         query = urlencode(_given(args, "model", "tenant") | ({"body": "true"} if args.body else {}))
         method, path, say = "GET", f"{CACHE_ENTRIES}{args.key}?{query}", _entry
-    try:
-        raw = ask(args.config, args.port, method, path, body)
-    except CannotReach as fault:
-        raise Failed(fault, _CANNOT) from None
-    except Refusal as fault:
-        raise Failed(fault, _CANNOT if fault.status < 500 else 1) from None
+    raw = asked(args, method, path, body)
     if args.json:
         return raw.decode()
     said: dict[str, Any] = json.loads(raw)

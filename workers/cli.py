@@ -11,32 +11,25 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ..gateway.config import ConfigError
-from .backends_cli import Failed as BackendsFailed
 from .backends_cli import add_verbs as add_backends_verbs
 from .backends_cli import run as run_backends
-from .cache_cli import Failed as CacheFailed
 from .cache_cli import add_verbs as add_cache_verbs
 from .cache_cli import run as run_cache
-from .config_cli import Failed as ConfigFailed
 from .config_cli import add_verbs as add_config_verbs
 from .config_cli import run as run_config
-from .keys_cli import Failed as KeysFailed
 from .keys_cli import add_verbs as add_keys_verbs
 from .keys_cli import run as run_keys
-from .pools.economy.cli import Failed as SimulateFailed
 from .pools.economy.cli import add_verb as add_simulate_verb
 from .pools.economy.cli import run as run_simulate
 from .pools_cli import VERBS as POOL_VERBS
-from .pools_cli import Failed as PoolsFailed
 from .pools_cli import add_verbs as add_pools_verbs
 from .pools_cli import run as run_pools
-
-CANNOT = 2
+from .verbs import CANNOT, Failed
 
 
 class _Parser(argparse.ArgumentParser):
@@ -111,28 +104,21 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if args.command == "restart":
         return _restart(args.config, args.port)
     if args.command == "cache":
-        return _cache(args, environ)
+        return _say(lambda: run_cache(args, environ))
     if args.command == "backends":
-        return _backends(args)
+        return _say(lambda: run_backends(args))
+    if args.command == "pools" and args.verb == "simulate":
+        return _say(lambda: run_simulate(args))
     if args.command == "pools" or args.command in POOL_VERBS:
-        return _pools(args)
-    if args.command == "keys":
-        return _keys(args, environ)
-    if args.command == "config":
-        return _config(args, environ)
+        return _say(lambda: run_pools(args))
+    if args.command in ("keys", "config"):
+        from .nofile import raise_limit
+
+        raise_limit()
+        run = run_keys if args.command == "keys" else run_config
+        return _say(lambda: run(args, environ))
     _parser().print_help(sys.stderr)
     return CANNOT
-
-
-def _config(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    from .nofile import raise_limit
-
-    raise_limit()
-    try:
-        print(run_config(args, environ))
-    except ConfigFailed as fault:
-        return _cannot(fault)
-    return 0
 
 
 def _serve(args: argparse.Namespace, environ: dict[str, str]) -> int:
@@ -187,43 +173,13 @@ def _restart(file: Path | None, port: int | None) -> int:
     return 0
 
 
-def _cache(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+def _say(verb: Callable[[], str]) -> int:
+    """Print what a verb has to say; its exit status."""
     try:
-        print(run_cache(args, environ))
-    except CacheFailed as fault:
+        print(verb())
+    except Failed as fault:
         _cannot(fault)
         return fault.status
-    return 0
-
-
-def _backends(args: argparse.Namespace) -> int:
-    try:
-        print(run_backends(args))
-    except BackendsFailed as fault:
-        _cannot(fault)
-        return fault.status
-    return 0
-
-
-def _pools(args: argparse.Namespace) -> int:
-    try:
-        print(run_simulate(args) if args.command == "pools" and args.verb == "simulate" else run_pools(args))
-    except SimulateFailed as fault:
-        return _cannot(fault)
-    except PoolsFailed as fault:
-        _cannot(fault)
-        return fault.status
-    return 0
-
-
-def _keys(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    from .nofile import raise_limit
-
-    raise_limit()
-    try:
-        print(run_keys(args, environ))
-    except KeysFailed as fault:
-        return _cannot(fault)
     return 0
 
 

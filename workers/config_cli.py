@@ -25,15 +25,10 @@ from ..gateway.config.load import names_models, own_part, read_text
 from . import store as published
 from .source import Source
 from .table import table
+from .verbs import Failed, Parsers
 
 _MARK = re.compile(r"# penstock config version ([0-9]{1,15})\b[^\n]*\n?")
 _MOST_CHARS = 200
-Parsers = Any
-"""What `add_subparsers` gives, a private type of argparse."""
-
-
-class Failed(Exception):
-    """A verb could not do it; the text is one line."""
 
 
 def add_verbs(commands: Parsers, parser: type[argparse.ArgumentParser]) -> None:

@@ -23,6 +23,7 @@ from ..gateway.keys import MAX_KEYS, Key, hashed
 from .keys.source import KeySource
 from .source import Source
 from .table import table
+from .verbs import Failed, Parsers
 
 PREFIX = "sk-penstock-"
 _SECRET_BYTES = 32
@@ -34,12 +35,6 @@ _RATES = {
     "concurrent": ("requests at a time", 1_000_000),
     "burst": ("requests that may come at once, where --rpm limits them", 1_000_000),
 }
-Parsers = Any
-"""What `add_subparsers` gives, a private type of argparse."""
-
-
-class Failed(Exception):
-    """A verb could not do it; the text is one line."""
 
 
 def add_verbs(commands: Parsers, parser: type[argparse.ArgumentParser]) -> None:

@@ -6,9 +6,9 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ...table import table
+from ...verbs import Failed, Parsers
 from ..terms import Terms
 from .plot import svg
 from .simulate import Outcome, Plant, simulate
@@ -17,13 +17,6 @@ from .trace import Service, TraceError, read
 IDLE_TIMEOUTS_S = (30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 MOST_TIMEOUTS = 32
 DAY_S = 86_400.0
-
-Parsers = Any
-"""What `add_subparsers` gives, a private type of argparse."""
-
-
-class Failed(Exception):
-    """It cannot be done; the text is one line."""
 
 
 def add_verb(verbs: Parsers) -> None:
