@@ -62,6 +62,12 @@ def _of_one(path: str, model: Model, environ: Mapping[str, str]) -> Iterator[Fau
         yield f"{path}", "`backends` is missing", "say where the pool's servers answer"
     if model.max_queue == 0:
         yield f"{path}.max_queue", "nobody could wait for the pool's servers to wake", "raise it"
+    if isinstance(pool, ProcessPool) and not any("{port}" in word for word in pool.command):
+        yield (
+            f"{path}.pool.command",
+            "nothing tells the server on which port to listen: `{port}` is in none of the arguments",
+            'add for example --port, "{port}"',
+        )
     if pool.min > pool.max:
         yield f"{path}.pool.min", "larger than `max`", "lower it, or raise `max`"
     if pool.sleep_after_s is not None and pool.sleep_after_s >= pool.idle_timeout_s:

@@ -271,7 +271,7 @@ def seconds(name: str) -> float:
 
 def test_the_deadlines_are_longer_than_a_gateway_may_be_silent():
     """By default: a server is woken, then a place is waited for, then the first byte."""
-    plain = {"models": {"m": {"pool": {"provider": "process", "command": ["true"]}}}}
+    plain = {"models": {"m": {"pool": {"provider": "process", "command": ["true", "{port}"]}}}}
     model = load(yaml.safe_dump(plain), {}).models["m"]
     assert model.pool is not None
     silence = model.pool.ready_timeout_s + model.queue_timeout_s + model.timeouts.first_byte_s

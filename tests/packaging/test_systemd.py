@@ -58,7 +58,7 @@ def test_systemd_says_what_it_does_not_take(tmp_path, good, bad):
 
 
 def test_a_stop_waits_for_the_drain_and_for_the_pools_servers():
-    text = "models: {m: {pool: {provider: process, command: [serve]}}}"
+    text = 'models: {m: {pool: {provider: process, command: [serve, "{port}"]}}}'
     config = load(text, {}, machine=Machine(cores=frozenset({0}), max_descriptors=1_000_000))
     pool = config.models["m"].pool
     assert pool is not None

@@ -347,7 +347,7 @@ BROKEN = [
         "$.models.m.aliases[0]: not a model's name",
     ),
     (
-        "models:\n  m: {max_queue: 0, pool: {provider: process, command: [vllm]}}",
+        'models:\n  m: {max_queue: 0, pool: {provider: process, command: [vllm, "{port}"]}}',
         "$.models.m.max_queue: nobody could wait for the pool's servers to wake; raise it",
     ),
 ]

@@ -31,10 +31,10 @@ def sleeps(*command: str) -> bool:
     "command",
     [
         [*VLLM],
-        ["/opt/venv/bin/vllm", "serve", "x"],
-        ["env", "A=b", "vllm", "serve", "x"],
+        ["/opt/venv/bin/vllm", "serve", "x", "--port={port}"],
+        ["env", "A=b", "vllm", "serve", "x", "--port={port}"],
         ["bash", "-c", "exec vllm serve x --port {port}"],
-        ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", "x"],
+        ["python", "-m", "vllm.entrypoints.openai.api_server", "--port={port}"],
     ],
     ids=["plain", "path", "env", "shell", "module"],
 )
@@ -47,7 +47,10 @@ def test_a_vllm_that_is_to_sleep_needs_its_sleep_mode(command: list[str]):
     assert faults({"provider": "process", "command": command}) == []
 
 
-@pytest.mark.parametrize("command", [["penstock", "sim"], ["./serve-vllm.sh"], ["vllm-wrapper", "serve"]])
+@pytest.mark.parametrize(
+    "command",
+    [["penstock", "sim", "{port}"], ["./serve-vllm.sh", "{port}"], ["vllm-wrapper", "serve", "{port}"]],
+)
 def test_of_other_commands_nobody_knows_what_they_run(command: list[str]):
     assert sleeps(*command)
 
@@ -133,3 +136,10 @@ def test_files_of_the_kubernetes_api_start_at_the_configurations_folder(tmp_path
     )
     api = load(file, {}).pools.kubernetes
     assert (api.token_file, api.ca) == (str(tmp_path / "token"), "/etc/ca.pem")
+
+
+def test_a_command_that_does_not_say_the_port_is_refused_before_it_is_waited_for():
+    (told,) = faults({"provider": "process", "command": ["vllm", "serve", "x", "--port", "8000"]})
+    assert told.startswith("$.models.m.pool.command: nothing tells the server on which port to listen")
+    assert faults({"provider": "process", "command": ["sh", "-c", "exec vllm serve x --port {port}"]}) == []
+    assert faults(DOCKER | {"command": ["--model", "x"]}) == [], "a container's port is its own"

@@ -16,7 +16,7 @@ WEBHOOK = """models:
     backends: [{url: 'http://h:8000'}]
     pool: {provider: webhook, url: 'http://hook', secret_env: SECRET}
 """
-PROCESS = "models:\n  m: {pool: {provider: process, command: [vllm]}}\n"
+PROCESS = "models:\n  m: {pool: {provider: process, command: [vllm, '{port}']}}\n"
 BROKEN = [
     (WEBHOOK + "pools: {lease: redis}", "$.pools.lease: `redis` needs `pools.redis`; "),
     (WEBHOOK + "pools: {redis: {url: 'redis://h'}}", "$.pools.redis: of no use without `lease: redis`; "),

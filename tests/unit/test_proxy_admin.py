@@ -20,10 +20,10 @@ models:
   a:
     aliases: [first]
     max_model_len: 4096
-    pool: {provider: process, command: [vllm, serve, org/a, --tool-call-parser, hermes]}
-  b: {pool: {provider: process, command: [vllm, serve, org/b]}}
-  always: {pool: {provider: process, command: [x], min: 1}}
-  pinned: {pool: {provider: process, command: [x], pinned: true}}
+    pool: {provider: process, command: [vllm, serve, org/a, --tool-call-parser, hermes, "{port}"]}
+  b: {pool: {provider: process, command: [vllm, serve, org/b, "{port}"]}}
+  always: {pool: {provider: process, command: [x, "{port}"], min: 1}}
+  pinned: {pool: {provider: process, command: [x, "{port}"], pinned: true}}
   plain: {backends: [{url: "http://10.0.0.1:8000"}]}
 """
 

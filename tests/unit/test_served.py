@@ -15,15 +15,15 @@ def model(pool: str):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("[vllm, serve, org/weights, --max-model-len, '4096']", Served("org/weights", 4096)),
+        ("[vllm, serve, org/weights, --max-model-len, '4096', '{port}']", Served("org/weights", 4096)),
         ("[vllm, serve, --model=org/weights, --port, '{port}']", Served("org/weights")),
         (
-            "[vllm, serve, org/w, --tool-call-parser=hermes, --reasoning-parser, qwen3]",
+            "[vllm, serve, org/w, --tool-call-parser=hermes, --reasoning-parser, qwen3, '{port}']",
             Served("org/w", 0, "hermes", "qwen3"),
         ),
-        ("[vllm, serve, org/w, --max-model-len, 32k]", Served("org/w")),
-        ("[python, server.py]", Served("m")),
-        ("[vllm, serve]", Served("m")),
+        ("[vllm, serve, org/w, --max-model-len, 32k, '{port}']", Served("org/w")),
+        ("[python, server.py, '{port}']", Served("m")),
+        ("[vllm, --port, '{port}', serve]", Served("m")),
         ("[vllm, serve, '/srv/{model}', --port, '{port}']", Served("/srv/m")),
     ],
 )
@@ -40,7 +40,8 @@ def test_nothing_that_may_be_a_secret_is_shown():
     config = load(
         """
 models:
-  p: {pool: {provider: process, env: {HF_TOKEN: hf-1234}, command: [vllm, --api-key, sk-1, --hf-token=sk-2, -x, y]}}
+  p:
+    pool: {provider: process, env: {HF_TOKEN: hf-1234}, command: [vllm, --api-key, sk-1, --hf-token=sk-2, -x, '{port}']}
   w:
     backends: [{url: "http://10.0.0.1:8000"}]
     pool: {provider: webhook, secret_env: S, url: "https://user-hook.example:8443/services/T0/sk-3"}
@@ -56,7 +57,7 @@ models:
         "***",
         "--hf-token=***",
         "-x",
-        "y",
+        "{port}",
     ]
     assert shown["models"]["p"]["pool"]["env"] == {"HF_TOKEN": "***"}
     assert shown["models"]["w"]["pool"]["url"] == "https://user-hook.example:8443/***"
