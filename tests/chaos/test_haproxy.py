@@ -242,3 +242,31 @@ async def test_a_gateway_that_is_killed_fails_only_what_it_held() -> None:
     assert int(row["wredis"]) > 0
     assert set(at.values()) == {_backend(sim) for sim in made.sims}
     assert whole == {text: at[text] == _backend(made.sims[1]) for text in texts}
+
+
+@pytest.mark.slow
+async def test_where_no_model_can_be_served_what_is_in_the_cache_still_is() -> None:
+    """`/ready` is 503 on every gateway: they are asked all the same, and say themselves what is wrong."""
+    with simulator(model="m") as sim:
+        config = {
+            **one_model(sim.url),
+            "cache": {"mode": "deterministic"},
+            "health": {"interval_s": 0.2, "timeout_s": 1, "fall": 2},
+        }
+        with (
+            gateway(config) as gate,
+            haproxy(gate.port, gate.port) as balancer,
+            httpx.Client(base_url=balancer.url, timeout=30, trust_env=False) as asking,
+        ):
+            json_type = {"content-type": "application/json"}
+
+            def ask(text: str) -> httpx.Response:
+                return asking.post(CHAT, content=_body(text, temperature=0), headers=json_type)
+
+            assert ask("known").headers["x-penstock-cache"] == "MISS"
+            sim.proc.stop()
+            wait_until(balancer.up, 30, "no gateway is ready")
+            known, new = ask("known"), ask("new")
+
+    assert (known.status_code, known.headers["x-penstock-cache"]) == (200, "HIT-L1")
+    assert (new.status_code, new.json()["error"]["code"]) == (503, "no_healthy_backend")
