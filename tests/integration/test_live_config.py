@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from penstock.cache.redis_client import RedisSettings
+from penstock.gateway.config import Layer
 from penstock.workers.live.far import KEPT, ConfigRedis, Document, Raced
+from penstock.workers.live.file import ConfigFile
 from penstock.workers.live.source import BadDocument
 from tests.support.asking import Question, Traffic, ask
 from tests.support.gateway import Gateway, gateway
@@ -348,25 +350,52 @@ def test_a_start_without_redis_and_without_models_is_refused_in_one_line(tmp_pat
     assert output.count("\n") == 1
 
 
-def test_a_file_swapped_by_a_link_as_kubernetes_does_is_noticed(tmp_path: Path) -> None:
-    with (
-        simulator("--model", "m") as sim,
-        gateway({"models": {"m": {"backends": [{"url": sim.url}]}}}) as gate,
-    ):
-        text = gate.file.read_text()
-        for name, more in (("one", "node: {zone: one}\n"), ("two", "node: {zone: two}\n")):
-            (gate.file.parent / name).mkdir()
-            (gate.file.parent / name / "penstock.yaml").write_text(text + more)
-        data = gate.file.parent / "..data"
-        data.symlink_to("one")
-        beside = gate.file.with_suffix(".link")
-        beside.symlink_to("..data/penstock.yaml")
-        beside.rename(gate.file)
-        wait_until(lambda: told(gate)["configuration"]["node"]["zone"] == "one", what="the link")
-        new = gate.file.parent / "..data_tmp"
-        new.symlink_to("two")
-        new.rename(data)
-        wait_until(lambda: told(gate)["configuration"]["node"]["zone"] == "two", what="its other target")
-        gate.file.unlink()
-        wait_until(lambda: gate.metric("penstock_config_refused", source="file") == 1, what="it is missed")
-        assert told(gate)["configuration"]["node"]["zone"] == "two"
+class Said:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def found(self, layer: Layer | None) -> None:
+        self.words.append(layer.text if layer is not None else "")
+
+    def unchanged(self) -> None:
+        self.words.append("unchanged")
+
+    def refused(self, why: str) -> None:
+        self.words.append(why)
+
+    def lost(self, why: str) -> None:
+        self.words.append(why)
+
+
+async def test_a_file_behind_links_as_kubernetes_has_them_renamed_written_in_pieces_and_removed_is_noticed(
+    tmp_path: Path,
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "penstock.yaml").write_text(name)
+    (tmp_path / "..data").symlink_to("one")
+    file = tmp_path / "penstock.yaml"
+    file.symlink_to("..data/penstock.yaml")
+    said = Said()
+    following = asyncio.ensure_future(ConfigFile(file).follow(said))
+
+    async def until(*words: str) -> None:
+        await asyncio.to_thread(wait_until, lambda: said.words == list(words), 20, str(words))
+
+    await until("one")
+    (tmp_path / "new").symlink_to("two")
+    (tmp_path / "new").rename(tmp_path / "..data")
+    await until("one", "two")
+    (tmp_path / "beside").write_text("three")
+    (tmp_path / "beside").rename(file)
+    await until("one", "two", "three")
+    with file.open("w") as pieces:
+        pieces.write("four")
+    await until("one", "two", "three", "four")
+    file.unlink()
+    gone = f"{file}: cannot be read: No such file or directory; check the path"
+    await until("one", "two", "three", "four", gone)
+    following.cancel()
+    await asyncio.wait([following])

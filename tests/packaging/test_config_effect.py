@@ -57,13 +57,18 @@ def used():
     for place in PLACES:
         for path in (ROOT / place).rglob("*.py"):
             if (ROOT / "gateway/config") not in path.parents:
-                found[path] = attributes(path.read_text())
+                found[path] = attributes(parsed(path))
     return found
 
 
-def attributes(text):
+@cache
+def parsed(file):
+    return ast.parse(file.read_text())
+
+
+def attributes(tree):
     names = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             names.add(node.attr)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
@@ -111,11 +116,7 @@ def texts(file):
 
 def test_a_key_that_is_read_of_the_configuration_exists():
     """`config.<section>.<key>` and what follows it, in all files: each name is a field of the Struct before it."""
-    assert not [
-        f"{file.relative_to(ROOT)}: {chain}"
-        for file in used()
-        for chain in unknown(ast.parse(file.read_text()))
-    ]
+    assert not [f"{file.relative_to(ROOT)}: {chain}" for file in used() for chain in unknown(parsed(file))]
 
 
 def test_a_key_that_is_read_and_does_not_exist_would_be_found():
