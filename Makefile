@@ -10,9 +10,9 @@ FOLDERS := cache gateway workers loadtests
 PYTHON_FILES := $(FOLDERS) tests
 # Debian packages: command or file that shows one is there = package. Tests need the first list, benches both.
 TEST_TOOLS := redis-server=redis-server promtool=prometheus /usr/sbin/nghttpx=nghttp2-proxy /usr/sbin/haproxy=haproxy \
+	h2load=nghttp2-client wrk=wrk hey=hey ab=apache2-utils \
 	/usr/bin/docker-compose=docker-compose /usr/bin/systemd-analyze=systemd
-TOOLS := /usr/sbin/nginx=nginx /usr/share/nginx/modules-available/mod-http-echo.conf=libnginx-mod-http-echo \
-	/usr/bin/wrk=wrk
+TOOLS := /usr/sbin/nginx=nginx /usr/share/nginx/modules-available/mod-http-echo.conf=libnginx-mod-http-echo
 
 # $(call get,LIST,WORDS,STATUS): install what of the list is not there; where that cannot be done, say so and end so
 define get

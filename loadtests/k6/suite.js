@@ -14,8 +14,8 @@ const p95 = positive("P95_MS", 5);
 const rateScale = positive("RATE", 1);
 const timeScale = positive("TIME", 1);
 const LAPS = 100000;
-const VUS_PER_RATE = 0.25; // a virtual user for each request that is under way while answers take 250 ms
-const LEAST_VUS = 20;
+// A virtual user is busy for as long as an answer takes: enough of them for 250 ms, above 500 for 25 ms.
+const virtualUsers = (rate) => Math.ceil(Math.max(20, Math.min(rate / 4, 500), rate / 40));
 
 if (!/^http:\/\/(127\.\d+\.\d+\.\d+|localhost|\[::1\])(:\d+)?$/.test(target)) {
   throw new Error(`TARGET=${target}: a load stays on this machine: http://127.0.0.1:PORT`);
@@ -68,7 +68,7 @@ export function scenario(name) {
       }
     }
     const start = Math.max(1, Math.round(phase.start * rateScale));
-    const vus = Math.max(LEAST_VUS, Math.ceil(Math.max(start, ...stages.map((s) => s.target)) * VUS_PER_RATE));
+    const vus = virtualUsers(Math.max(start, ...stages.map((s) => s.target)));
     scenarios[phase.name] = {
       exec: "ask",
       startTime: `${startMs}ms`,
@@ -122,7 +122,7 @@ export function ask() {
 }
 
 export function handleSummary(data) {
-  const lines = [`scale: rate x ${rateScale}, time x ${timeScale}`];
+  const lines = [`scale: rate x ${__ENV.RATE || 1}, time x ${__ENV.TIME || 1}`];
   for (const [name, metric] of Object.entries(data.metrics)) {
     for (const [text, judged] of Object.entries(metric.thresholds || {})) {
       const value = metric.values[text.split(/[<>]/)[0]];

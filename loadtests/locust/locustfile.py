@@ -5,7 +5,8 @@
 RATE and TIME are factors of the full scenario; SUMMARY names a file for the figures. Distributed as Locust is: the
 same with `--master` and `--worker`, and WORKERS, their number; each takes its share of the corpus's draws. TTFT and
 inter-token latency are those of streams: until the first event that carries text, and between two of them. Entries of
-kind `time` and `cache` are in microseconds, because Locust keeps whole numbers.
+kind `time` and `cache` are in microseconds, because Locust keeps whole numbers. A climb until failure is left out: no
+user knows when all of them together have failed.
 """
 
 from __future__ import annotations
@@ -26,16 +27,15 @@ from locust.runners import WorkerRunner
 from locust.stats import StatsEntry
 
 from penstock.loadtests.suite.questions import Corpus, read
-from penstock.loadtests.suite.scenario import scenarios
+from penstock.loadtests.suite.scenario import scenarios, without_climb
 
 PER_USER = 10.0
 """Requests a second of one user: one that waits longer than a tenth of a second for an answer falls behind."""
 OUTCOMES = ("HIT-L1", "HIT-L2", "COALESCED", "MISS", "BYPASS")
 
 _TARGET = os.environ.get("TARGET", "http://127.0.0.1:8080")
-_SCENARIO = scenarios(float(os.environ.get("RATE", "1")), float(os.environ.get("TIME", "1")))[
-    os.environ.get("SCENARIO", "baseline")
-]
+_SCALED = scenarios(float(os.environ.get("RATE", "1")), float(os.environ.get("TIME", "1")))
+_SCENARIO = without_climb(_SCALED[os.environ.get("SCENARIO", "baseline")])
 _LOOPBACK = re.compile(r"http://(127\.\d+\.\d+\.\d+|localhost|\[::1\])(:\d+)?")
 
 if not _LOOPBACK.fullmatch(_TARGET):

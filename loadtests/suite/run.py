@@ -23,7 +23,7 @@ from .counts import Counts, counted
 from .figures import Figures
 from .plain import PLAIN, PlainError
 from .questions import Corpus, Terms, make
-from .scenario import Scenario, scenarios
+from .scenario import Scenario, scenarios, without_climb
 from .slo import Limits, Line, Ran, judge
 from .stand import Plan, Stand, StandError
 from .watch import Watch
@@ -141,6 +141,7 @@ def _tool(order: Order, folder: Path) -> _Tool:
         return _Tool(one.name, [argv], env, one.about, True, seconds, _LAP)
     scenario = scenarios(order.rate, order.time)[order.name]
     if order.locusts:
+        scenario = without_climb(scenario)
         commands = locusts.commands(order.locusts, free_port())
         env = {"SCENARIO": order.name, "WORKERS": str(order.locusts)}
         name = f"Locust, {order.locusts} process{'es' * (order.locusts > 1)}"

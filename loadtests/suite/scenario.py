@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,11 @@ class Scenario:
                 return phase.rate(at_s)
             at_s -= phase.seconds
         return 0.0
+
+
+def without_climb(scenario: Scenario) -> Scenario:
+    """The scenario as far as its rates are planned: for generators that cannot tell when to give a climb up."""
+    return replace(scenario, phases=tuple(phase for phase in scenario.phases if not phase.until_failure))
 
 
 def scenarios(rate: float = 1.0, time: float = 1.0, file: Path = FILE) -> dict[str, Scenario]:

@@ -77,7 +77,7 @@ def judge(ran: Ran, limits: Limits) -> list[Line]:
                 )
             )
     if told.outcomes:
-        apart = abs(told.hit_rate - seen.hit_rate)
+        apart = round(abs(told.hit_rate - seen.hit_rate), 9)
         lines.append(
             Line(
                 "hit rates apart",
