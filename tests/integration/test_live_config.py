@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 from penstock.cache.redis_client import RedisSettings
-from penstock.gateway.config import Layer
+from penstock.gateway.config import ConfigError, Layer
+from penstock.workers.live import kept
 from penstock.workers.live.far import KEPT, ConfigRedis, Document, Raced
 from penstock.workers.live.file import ConfigFile
 from penstock.workers.live.source import BadDocument
+from penstock.workers.pools import state
+from penstock.workers.source import Source
 from tests.support.asking import Question, Traffic, ask
 from tests.support.gateway import Gateway, gateway
 from tests.support.live import KEY, Documents, everywhere, raw, told, version
@@ -269,6 +272,69 @@ def test_as_many_versions_as_are_told_are_kept_and_no_more() -> None:
         one.once()
 
 
+async def test_what_was_written_while_messages_could_not_be_heard_is_read_once_they_can_be_again() -> None:
+    with redis_server() as redis:
+        said = Said()
+        following = asyncio.ensure_future(
+            ConfigRedis(RedisSettings(redis.url), "penstock", os.urandom, NEVER_S).follow(said)
+        )
+
+        async def until(*words: str) -> None:
+            await asyncio.to_thread(
+                wait_until, lambda: said.words[-len(words) :] == list(words), 20, str(words)
+            )
+
+        raw(redis, "first", 1)
+        await until("first")
+        await asyncio.to_thread(
+            wait_until, lambda: redis.command("PUBSUB", "NUMSUB", KEY)[1] == 1, 20, "it listens"
+        )
+        raw(redis, "second", 2, bell=False)
+        redis.command("CLIENT", "KILL", "TYPE", "pubsub")
+        await until("second")
+        # the numbers do not decide: a failover may have lost a write
+        raw(redis, "third", 1)
+        await until("third")
+        following.cancel()
+        await asyncio.wait([following])
+
+
+def test_a_start_takes_what_counts_else_what_was_in_force_last_else_the_file_if_it_has_models(
+    tmp_path: Path,
+) -> None:
+    good, older, own = (
+        f"models: {{{name}: {{backends: [{{url: 'http://h'}}]}}}}\n" for name in ("good", "older", "own")
+    )
+    file = tmp_path / "own.yaml"
+    environ = {"XDG_STATE_HOME": str(tmp_path / "state")}
+    with redis_server() as redis:
+        file.write_text(f"store: {{url: '{redis.url}'}}\n")
+        source = Source(file)
+        folder = state.of_gateway(None, environ, file, 8080)
+
+        def starts_with() -> list[str]:
+            return list(source.settle(environ)[0].models)
+
+        with pytest.raises(
+            ConfigError, match=r"no `models` here, and no document .there is none in the store yet"
+        ):
+            source.settle(environ)
+        raw(redis, "models: {}", 1, bell=False)
+        with pytest.raises(
+            ConfigError, match=r"penstock:config version 1: \$\.models: a mapping that must not be"
+        ):
+            source.settle(environ)
+        kept.write(folder, Layer(name="the last one", text=older, version="7"))
+        assert starts_with() == ["older"]
+        raw(redis, good, 2, bell=False)
+        assert starts_with() == ["good"]
+        redis.stop()
+        assert starts_with() == ["older"]
+    (folder / "config-document.json").unlink()
+    file.write_text(file.read_text() + own)
+    assert starts_with() == ["own"]
+
+
 # ---- a Redis that is away, and the file beside it
 
 
@@ -360,7 +426,7 @@ class Said:
         self.words.append(layer.text if layer is not None else "")
 
     def unchanged(self) -> None:
-        self.words.append("unchanged")
+        """Nothing to remember."""
 
     def refused(self, why: str) -> None:
         self.words.append(why)
