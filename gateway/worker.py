@@ -43,7 +43,7 @@ from .keepalive import KeepAlive
 from .keys import Keyring, PublishedKeys
 from .limits.limits import Limits
 from .memory import Memory
-from .metrics import CLIENTS, CONNECTIONS, CONNECTS, INFLIGHT, LAG, LAG_MAX, TASKS, Metrics
+from .metrics import CLIENTS, CONNECTIONS, CONNECTS, INFLIGHT, LAG, LAG_MAX, PAUSES, TASKS, Metrics
 from .pipeline import Pipeline
 from .pool_view import READY
 from .recall import Recall
@@ -115,6 +115,7 @@ class Worker:
         self._workers = workers
         self._gc = GcWatch(self.metrics)
         self._connected = self.metrics.histogram(CONNECTS)
+        self.metrics.count(PAUSES, n=0)  # a rate begins with a sample
         self._row = TallyRow(segment, slot)
         self._tally = Tally(segment)
         self._table = BackendTable(segment)
@@ -226,6 +227,7 @@ class Worker:
                 self.metrics.gauge(CONNECTIONS, backend.name, "active", value=pool.active)
         if self._ticks % _LAG_WINDOW == 0:
             self._lag_max_ns = 0
+        if self._ticks % _LAG_WINDOW == _SECOND:
             self.metrics.gauge(TASKS, value=len(asyncio.all_tasks(self.loop)))
 
     def _read_health(self) -> None:

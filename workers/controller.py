@@ -96,6 +96,7 @@ class Controller:
         self._published = published
         self._tally = Tally(segment)
         self._metrics = Metrics(CounterRow(segment, segment.geometry.controller))
+        self._metrics.count(scrape.SWEPT, n=0)  # a rate begins with a sample
         self._board = Board(BackendTable(segment), time.monotonic_ns)
         self._backend_scrape = BackendScrape()
         self._prober = Prober(self._board, self._backend_scrape, mine.environ, self._probed)

@@ -1,6 +1,6 @@
 """What Grafana's dashboards show, a panel each.
 
-In expressions `@` stands for the nodes that were picked above the dashboard; what rules record is asked for by its name.
+In expressions `@` stands for the nodes that were picked above the dashboard; what rules record goes by its name.
 """
 
 from __future__ import annotations
