@@ -1,6 +1,7 @@
 """deploy/haproxy before two real gateways: what one body has once been answered is found again, no request is sent
 twice that may not be, and HAProxy's own words are in the form that clients know."""
 
+import http.client
 import json
 import random
 import re
@@ -9,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,30 +181,53 @@ def test_a_client_that_leaves_ends_its_request_at_the_server(site):
 
 
 class Deaf:
-    """Takes requests and closes without a word."""
+    """Well by its checks; answers so many POSTs on each connection, and closes it on the next without a word."""
 
-    def __init__(self) -> None:
+    def __init__(self, answers: int = 0) -> None:
         self.asked: list[bytes] = []
+        self._answers = answers
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._accept, daemon=True).start()
 
-    def _serve(self) -> None:
+    def _accept(self) -> None:
         while True:
             try:
                 line, _ = self._listener.accept()
             except OSError:
                 return
-            with line:
-                got = line.recv(65536)
+            threading.Thread(target=self._serve, args=(line,), daemon=True).start()
+
+    def _serve(self, line: socket.socket) -> None:
+        left = self._answers
+        with line, suppress(OSError):
+            line.settimeout(20)
+            while got := line.recv(65536):
                 if got.startswith(b"POST"):
                     self.asked.append(got)
+                    left -= 1
+                if left < 0:
+                    return
+                line.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(10)
         self._listener.close()
+
+
+def test_a_kept_connection_that_is_closed_under_a_request_closes_the_clients():
+    """Which therefore asks again, as HTTP/1.1 has it; HAProxy neither does, nor answers with an error."""
+    with closing(Deaf(answers=1)) as deaf, haproxy(deaf.port, deaf.port) as balancer:
+        line = http.client.HTTPConnection("127.0.0.1", balancer.port, timeout=20)
+        json_type = {"content-type": "application/json"}
+        line.request("POST", CHAT, body("first"), json_type)
+        assert line.getresponse().read() == b"{}"
+        line.request("POST", CHAT, body("first"), json_type)
+        with pytest.raises(http.client.RemoteDisconnected):
+            line.getresponse()
+        line.close()
+
+        assert len(deaf.asked) == 2
 
 
 def test_a_request_that_a_gateway_has_seen_is_not_sent_again():
