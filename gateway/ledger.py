@@ -47,11 +47,15 @@ class Counted(Protocol):
 class Ledger:
     """One worker's."""
 
-    __slots__ = ("_metrics", "_observers")
+    __slots__ = ("_backend", "_body", "_l2", "_metrics", "_observers", "_queue", "_stream", "_tokens")
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._observers: dict[tuple[Endpoint, str], tuple[Observe, Observe]] = {}
+        self._tokens: dict[str, tuple[Observe, Observe]] = {}
+        self._body, self._l2, self._queue, self._backend, self._stream = (
+            metrics.histogram(STAGES, stage) for stage in ("body", "l2", "queue", "backend", "stream")
+        )
 
     def record(self, one: Counted, endpoint: Endpoint | None, started: int, total: int) -> None:
         """One request has ended. ``started`` (perf_counter_ns): its body was there; 0: it never was. ``total``: since
@@ -82,21 +86,18 @@ class Ledger:
 
     def _stages(self, one: Counted, started: int, total: int) -> None:
         """Of a request that was no mere look into memory."""
-        metrics = self._metrics
         meter = one.meter
-        streamed = 0
         if meter is not None and meter.first_ns:
-            streamed = started + total - meter.first_ns
-            metrics.histogram(FIRST_TOKEN, one.model)(max(0, meter.first_ns - started))
-        for stage, ns in (
-            ("body", one.body_ns),
-            ("l2", one.far_ns),
-            ("queue", one.queued_ns - one.wake_ns),
-            ("backend", one.upstream_ns),
-            ("stream", streamed),
-        ):
-            if ns > 0:
-                metrics.histogram(STAGES, stage)(ns)
+            self._metrics.histogram(FIRST_TOKEN, one.model)(max(0, meter.first_ns - started))
+            self._stream(max(0, started + total - meter.first_ns))
+        if one.upstream_ns:
+            self._backend(one.upstream_ns)
+        if one.queued_ns > one.wake_ns:
+            self._queue(one.queued_ns - one.wake_ns)
+        if one.far_ns:
+            self._l2(one.far_ns)
+        if one.body_ns:
+            self._body(one.body_ns)
         if one.cache == _JOINED:
             return  # counted with the request that asked
         if meter is not None:
@@ -104,6 +105,11 @@ class Ledger:
         else:
             tokens = usage_of(one.told) if one.told else None
         if tokens is not None:
-            for kind, n in zip(("prompt", "completion"), tokens, strict=True):
-                if n:
-                    metrics.count(TOKENS, one.model, kind, n=n)
+            counters = self._tokens.get(one.model)
+            if counters is None:
+                prompt, completion = (
+                    self._metrics.counter(TOKENS, one.model, kind) for kind in ("prompt", "completion")
+                )
+                counters = self._tokens[one.model] = prompt, completion
+            counters[0](tokens[0])
+            counters[1](tokens[1])
