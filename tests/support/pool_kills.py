@@ -38,7 +38,7 @@ def controller_killed_in(phase: str) -> None:
         "starting": simulator("--startup-s", "0.8"),
         "asleep": simulator("--dev-mode", "--wake-s", "0.1"),
         "stopping": lingering(linger_s=1.0),
-        "failed": ["/bin/sh", "-c", "exit 7"],
+        "failed": ["/bin/sh", "-c", "exit 7", "{port}"],
         "draining": simulator("--decode-ms", "50"),
     }.get(phase)
     with gateway(pooled(command, **terms)) as g, ThreadPoolExecutor(4) as work:
