@@ -9,6 +9,7 @@ LINKS := $(VENV)/links
 FOLDERS := cache gateway workers loadtests
 PYTHON_FILES := $(FOLDERS) tests
 # Debian packages: command or file that shows one is there = package. Tests need the first list, benches both.
+# Debian starts what it installs, and Prometheus on the admin port's 9090: that one is stopped again.
 TEST_TOOLS := redis-server=redis-server promtool=prometheus /usr/sbin/nghttpx=nghttp2-proxy /usr/sbin/haproxy=haproxy \
 	h2load=nghttp2-client wrk=wrk hey=hey ab=apache2-utils \
 	/usr/bin/docker-compose=docker-compose /usr/bin/systemd-analyze=systemd
@@ -19,7 +20,9 @@ define get
 @missing=; for t in $(1); do \
 		command -v "$${t%%=*}" >/dev/null || [ -e "$${t%%=*}" ] || missing="$$missing $${t##*=}"; done; \
 	[ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && \
-		DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing; } || \
+		DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing && \
+		case "$$missing" in *prometheus*) [ ! -d /run/systemd/system ] || \
+			systemctl -q disable --now prometheus;; esac; } || \
 	{ echo "not installed:$$missing; $(2)" >&2; exit $(3); }
 endef
 
@@ -86,7 +89,7 @@ test-deep: install
 test-vllm: install
 	$(BIN)/python -m tests.vllm.run $(ARGS)
 
-chaos: install
+chaos: test-tools
 	$(PYTEST) -o timeout=1800 -m "not vllm" tests/chaos $(ARGS)
 
 soak: install
