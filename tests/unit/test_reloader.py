@@ -51,7 +51,7 @@ class Told:
 class World:
     """A configuration is the two texts; one is wrong where either has a word that the other forbids, or `bad`."""
 
-    def __init__(self, folder: Path, file: str, document: str | None) -> None:
+    def __init__(self, folder: Path, file: str | None, document: str | None) -> None:
         self.file, self.far = Told(file), Told(document)
         self.applied: list[tuple[str, str | None]] = []
         self.outcomes: list[str] = []
@@ -105,7 +105,7 @@ class World:
 
 
 @asynccontextmanager
-async def world(folder: Path, file: str = "f1", document: str | None = "d1") -> AsyncIterator[World]:
+async def world(folder: Path, file: str | None = "f1", document: str | None = "d1") -> AsyncIterator[World]:
     made = World(folder, file, document)
     task = asyncio.ensure_future(made.reloader.run())
     await made.settled()
@@ -177,6 +177,19 @@ async def test_of_two_that_do_not_go_together_the_document_waits_for_the_file_th
         it.file.say("f2")
         await it.settled()
         assert (it.in_force, it.wrong()) == (("f2", "together"), {"file": False, "store": False})
+
+
+async def test_a_document_waits_for_a_file_of_which_nothing_was_ever_known(tmp_path: Path) -> None:
+    """A controller that is started while the file is broken."""
+    async with world(tmp_path, None) as it:
+        assert it.file.listener is not None
+        it.file.listener.refused("not UTF-8")
+        it.far.say("d2")
+        await it.settled()
+        assert (it.applied, it.wrong()) == ([], {"file": True, "store": True})
+        it.file.say("f1")
+        await it.settled()
+        assert (it.in_force, it.wrong()) == (("f1", "d2"), {"file": False, "store": False})
 
 
 async def test_garbage_is_refused_and_what_follows_it_taken(tmp_path: Path) -> None:

@@ -117,7 +117,10 @@ class Reloader:
         file, far = self._heard[FILE], self._heard.get(STORE)
         refused = self._told_garbage()
         outcome = ""
-        for choice in self._choices(asked):
+        choices = self._choices(asked)
+        if not choices and far is not None and far.newest is not far.good:
+            far.fault = "it waits for the file, of which nothing is known that can be used"
+        for choice in choices:
             try:
                 outcome = await self._apply(self._compose(*choice), choice[1])
             except (ConfigError, Refused) as fault:
