@@ -85,7 +85,9 @@ def test_a_scenario_of_k6_hits_as_its_corpus_says_and_counts_as_the_gateway_does
             k: n for k, n in seen.outcomes.items() if n
         }
     saved = told.outcomes["HIT-L1"] + told.outcomes["COALESCED"]  # a busy machine may make one of the other
-    assert saved / told.requests > (0.2 if name == "baseline" else 0.4)  # a climb's lap is cut short
+    assert (0.2 if name == "baseline" else 0.4) < saved / told.requests < 0.5  # a climb's lap is cut short
+    by_threshold = json.loads(summary.read_text())["metrics"]["cache_hits"]["values"]["rate"]
+    assert by_threshold == pytest.approx(told.hit_rate, abs=0.001)
     assert told.more["streams"] > 0
 
 
@@ -132,7 +134,8 @@ def test_locust_distributed_measures_streams_and_counts_as_the_gateway_does(tmp_
     told = report["figures"]
     assert report["tool"] == "Locust, 2 processes"
     assert told["requests"] > 100
-    assert told["outcomes"]["HIT-L1"] > 0
+    # two workers that asked the same questions would miss every one of them once
+    assert told["outcomes"]["MISS"] > 0.5 * told["requests"]
     assert told["more"]["streams"] > 0
     assert told["more"]["ttft_p50_ms"] > 0
     # of the 31 gaps of a stream some are the simulator's 2 ms and none is lost
@@ -146,7 +149,7 @@ def test_a_plain_generator_sends_what_the_gateway_counts(stand, tmp_path, name):
     if shutil.which(tool) is None:
         pytest.fail(f"{tool} is not installed: make test-tools")
     bodies, log = tmp_path / "bodies", tmp_path / "log"
-    made = make(Terms(prompts=2000, draws=2000, streams=0, seed=100 + sorted(PLAIN).index(name)))
+    made = make(Terms(prompts=100, draws=100, streams=0, seed=100 + sorted(PLAIN).index(name)))
     bodies.write_text("\n".join(made.questions[number].body for number in made.draws) + "\n")
     env = {"TARGET": stand.url, "BODIES": str(bodies), "LOG": str(log), "SECONDS_LONG": "1"}
     env |= {"CONNECTIONS": "4", "RPS": "200"}
@@ -166,6 +169,6 @@ def test_a_plain_generator_sends_what_the_gateway_counts(stand, tmp_path, name):
     assert told.failed == seen.failed == 0
     assert 20 < told.requests <= seen.requests <= told.requests + 8  # what was under way at the end
     if name == "wrk":
-        assert seen.outcomes["MISS"] >= min(1000, 0.5 * seen.requests)  # the corpus, not one question
+        assert seen.outcomes["MISS"] > 0.4 * seen.requests  # the corpus, and other questions in every lap
     if name == "constant" and shutil.which("wrk2") is None:
         assert told.requests <= 220
