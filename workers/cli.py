@@ -1,5 +1,5 @@
-"""The command line: `penstock serve | sim | config … | restart | cache … | keys … | backends … | pools … | wake | stop
-| switch`, and `--version`.
+"""The command line: `penstock serve | sim | corpus | loadtest | config … | restart | cache … | keys … | backends … |
+pools … | wake | stop | switch`, and `--version`.
 
 Strategy: parse, call, print one line when it cannot be done. Exit statuses: 0 done, 1 it broke while running,
 2 it was asked for something that cannot be done (the command line, the configuration, a port that is taken, an entry

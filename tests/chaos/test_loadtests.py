@@ -24,6 +24,21 @@ def test_two_gateways_behind_haproxy_hit_as_one_does(tmp_path):
     assert status in (0, 1)
 
 
+@pytest.mark.parametrize("name", ["wrk", "constant"])
+def test_a_plain_generator_is_judged_by_what_the_gateways_counted(tmp_path, name):
+    status, said, report = load(tmp_path, name)
+    assert report, said
+    judged = met(report)
+    assert judged["failures, by the gateway"], said
+    assert ("p95 (answer, whole)" in judged) == (
+        name == "constant"
+    )  # as fast as answers come: none on latency
+    assert ("hit rate, by the gateway" in judged) == (name == "wrk")  # one question: no hit rate
+    told, gate = report["figures"]["requests"], sum(report["counts"]["gateway"].values())
+    assert 10 < told <= gate <= told + 64  # what was under way at the end
+    assert status in (0, 1)
+
+
 def test_a_load_that_is_told_to_end_leaves_nothing_behind(tmp_path):
     mark = str(tmp_path / "mark")
     argv = [console_script(), "loadtest", "sustained", "--rate", "0.001", "--out", str(tmp_path)]
