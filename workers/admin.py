@@ -1,7 +1,7 @@
 """The admin port's application: metrics, status, the cache, backends, pools, and whether the controller is alive.
 
 Strategy: few requests, small answers, one table of paths and their methods. With a key configured every path but
-`/health` wants it, compared in constant time, and without it even the existence of a path is not told. What is
+`/health` wants it, compared in constant time, and without it even the existence of a path is not told. No page of a browser may change anything. What is
 unknown is 404, in the same envelope as everywhere. A path that ends in a slash stands for all that lie right below it.
 
 Refuses to know how the answers are made: they are functions it is given.
@@ -114,6 +114,9 @@ class AdminApp:
                 "method_not_allowed",
                 headers=(("allow", ", ".join(allowed)),),
             )
+        if scope.method == "POST" and headers.get("origin") is not None:
+            # a browser says so of what a page sends, and there is no page of ours: it is somebody else's
+            raise Refused(403, "web pages may not change anything here", "origin_not_allowed")
         body = await read_body(scope, proto) if scope.method == "POST" else b""
         return await handler(Question(rest, scope.query_string, headers.get("content-type") or "", body))
 

@@ -195,3 +195,10 @@ def test_the_api_port_has_all_of_it_but_health() -> None:
         assert is_admin_path(path)
     assert not is_admin_path("/health")
     assert not is_admin_path("/gateway/cache")
+
+
+async def test_a_web_page_may_look_and_change_nothing() -> None:
+    page = {"origin": "https://elsewhere.example"}
+    assert (await _ask("/both", **page))[0] == 200
+    status, body = await _ask("/both", method="POST", **page)
+    assert (status, json.loads(body)["error"]["code"]) == (403, "origin_not_allowed")
