@@ -1,8 +1,9 @@
 """The admin port's application: metrics, status, the cache, backends, pools, and whether the controller is alive.
 
 Strategy: few requests, small answers, one table of paths and their methods. With a key configured every path but
-`/health` wants it, compared in constant time, and without it even the existence of a path is not told. No page of a browser may change anything. What is
-unknown is 404, in the same envelope as everywhere. A path that ends in a slash stands for all that lie right below it.
+`/health` wants it, compared in constant time, and without it even the existence of a path is not told. No page in a
+browser may change anything. What is unknown is 404, in the same envelope as everywhere. A path that ends in a slash
+stands for all that lie right below it.
 
 Refuses to know how the answers are made: they are functions it is given.
 """
