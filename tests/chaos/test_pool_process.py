@@ -30,7 +30,6 @@ from tests.support.pool_gateway import (
 from tests.support.pool_kills import controller_killed_in
 from tests.support.procs import children, command_line, is_running, wait_until
 
-
 pytestmark = pytest.mark.slow
 
 
