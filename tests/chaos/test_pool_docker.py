@@ -6,13 +6,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 
 from tests.support.docker_containers import script_image, sim_image
 from tests.support.docker_engine import DockerDouble, docker_engine
 from tests.support.gateway import gateway
+from tests.support.placed_pools import IMAGE, in_containers
 from tests.support.pool_gateway import ask, phases, wait_phase
 from tests.support.procs import wait_until
 
@@ -22,29 +22,14 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def engine() -> Iterator[DockerDouble]:
     with docker_engine() as double:
-        double.images["vllm/vllm-openai:v1"] = sim_image()
+        double.images[IMAGE] = sim_image()
         yield double
-
-
-def pooled(engine: DockerDouble, **terms: Any) -> dict[str, Any]:
-    settings = {
-        "provider": "docker",
-        "image": "vllm/vllm-openai:v1",
-        "command": ["--model", "{model}", "--port", "{port}"],
-        "socket": str(engine.socket),
-        "gpus": 0,
-        "ready_timeout_s": 20,
-        "stop_timeout_s": 5,
-        "idle_timeout_s": 100,
-        **terms,
-    }
-    return {"models": {"m": {"pool": settings}}}
 
 
 def test_a_container_that_dies_at_start_is_503_with_its_last_line(engine: DockerDouble):
     says = script_image(sys.executable, "-c", "raise SystemExit('ValueError: no such model')")
     engine.images["vllm/vllm-openai:v1"] = says
-    with gateway(pooled(engine)) as g:
+    with gateway(in_containers(engine)) as g:
         answer = ask(g)
         assert answer.status_code == 503
         assert "exited with 1: ValueError: no such model" in answer.json()["error"]["message"]
@@ -56,7 +41,7 @@ def test_a_container_that_dies_at_start_is_503_with_its_last_line(engine: Docker
 
 def test_an_engine_that_is_down_is_503_and_when_it_is_up_again_requests_are_served(engine: DockerDouble):
     engine.down()
-    with gateway(pooled(engine)) as g:
+    with gateway(in_containers(engine)) as g:
         answer = ask(g)
         assert answer.status_code == 503
         assert "docker: ping: no answer at" in answer.json()["error"]["message"]
@@ -66,7 +51,7 @@ def test_an_engine_that_is_down_is_503_and_when_it_is_up_again_requests_are_serv
 
 
 def test_a_container_killed_under_load_is_started_again_and_who_waits_is_answered(engine: DockerDouble):
-    with gateway(pooled(engine)) as g, ThreadPoolExecutor(4) as work:
+    with gateway(in_containers(engine)) as g, ThreadPoolExecutor(4) as work:
         assert ask(g).status_code == 200
         over = threading.Event()
 
@@ -87,7 +72,7 @@ def test_a_container_killed_under_load_is_started_again_and_who_waits_is_answere
 
 
 def test_a_stop_of_the_gateway_removes_its_containers(engine: DockerDouble):
-    with gateway(pooled(engine)) as g:
+    with gateway(in_containers(engine)) as g:
         assert ask(g).status_code == 200
         assert len(engine.containers) == 1
         g.proc.stop()
@@ -97,11 +82,11 @@ def test_a_stop_of_the_gateway_removes_its_containers(engine: DockerDouble):
 def test_a_pool_that_is_gone_from_the_configuration_while_the_gateway_was_down_leaves_no_container(
     engine: DockerDouble,
 ):
-    with gateway(pooled(engine, keep=True)) as g:
+    with gateway(in_containers(engine, keep=True)) as g:
         assert ask(g).status_code == 200
         g.proc.stop()
         assert len(engine.containers) == 1
-        g.write({"models": {"other": pooled(engine)["models"]["m"]}})
+        g.write({"models": {"other": in_containers(engine)["models"]["m"]}})
         g.proc.start()
         wait_until(lambda: not engine.containers)
         assert "docker_stray_ended pool=m" in g.log()

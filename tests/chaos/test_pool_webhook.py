@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import pytest
 
-from tests.integration.test_webhook_provider import Fleet, fleet
-from tests.support.gateway import Gateway, gateway
+from tests.integration.test_webhook_provider import fleet
+from tests.support.placed_pools import by_webhook
 from tests.support.pool_gateway import ask, kill_controller, phases, wait_phase
 from tests.support.procs import wait_until
-from tests.support.receiver import SECRET, Receiver
 
 pytestmark = pytest.mark.slow
 
 
-@contextmanager
-def pooled(servers: Fleet, heard: Receiver, **terms: Any) -> Iterator[Gateway]:
-    settings = {
-        "provider": "webhook",
-        "url": heard.url,
-        "secret_env": "HOOK_SECRET",
-        "timeout_s": 2,
-        "ready_timeout_s": 20,
-        "stop_timeout_s": 5,
-        "idle_timeout_s": 100,
-        **terms,
-    }
-    backends = [{"url": url} for url in servers.urls]
-    config = {"models": {"m": {"pool": settings, "backends": backends}}}
-    with gateway(config, env={"HOOK_SECRET": SECRET}) as g:
-        yield g
-
-
 def test_a_killed_controllers_successor_sees_the_server_and_starts_none():
-    with fleet() as (servers, heard), pooled(servers, heard) as g:
+    with fleet() as (servers, heard), by_webhook(servers.urls, heard) as g:
         assert ask(g).status_code == 200
         kill_controller(g)
         assert ask(g).status_code == 200
@@ -45,7 +22,7 @@ def test_a_killed_controllers_successor_sees_the_server_and_starts_none():
 
 
 def test_a_server_that_is_gone_without_a_word_is_asked_for_again():
-    with fleet() as (servers, heard), pooled(servers, heard) as g:
+    with fleet() as (servers, heard), by_webhook(servers.urls, heard) as g:
         assert ask(g).status_code == 200
         servers.procs.pop(0).stop()
         wait_until(lambda: "off" in phases(g)[1:])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from tests.support.docker_containers import sim_image
 from tests.support.docker_engine import DockerDouble, docker_engine
 from tests.support.gateway import gateway
+from tests.support.placed_pools import IMAGE, in_containers
 from tests.support.pool_gateway import ask, kill_controller, phases, pool, wait_phase
 from tests.support.procs import wait_until
 
@@ -19,27 +19,12 @@ from tests.support.procs import wait_until
 @pytest.fixture
 def engine() -> Iterator[DockerDouble]:
     with docker_engine() as double:
-        double.images["vllm/vllm-openai:v1"] = sim_image()
+        double.images[IMAGE] = sim_image()
         yield double
 
 
-def pooled(engine: DockerDouble, **terms: Any) -> dict[str, Any]:
-    settings = {
-        "provider": "docker",
-        "image": "vllm/vllm-openai:v1",
-        "command": ["--model", "{model}", "--port", "{port}"],
-        "socket": str(engine.socket),
-        "gpus": 0,
-        "ready_timeout_s": 20,
-        "stop_timeout_s": 5,
-        "idle_timeout_s": 100,
-        **terms,
-    }
-    return {"models": {"m": {"pool": settings}}}
-
-
 def test_from_zero_to_an_answer_and_to_zero_again(engine: DockerDouble):
-    with gateway(pooled(engine, idle_timeout_s=0.5)) as g:
+    with gateway(in_containers(engine, idle_timeout_s=0.5)) as g:
         answer = ask(g)
         assert (answer.status_code, "x-penstock-wake-ms" in answer.headers) == (200, True)
         (container,) = engine.containers
@@ -50,7 +35,7 @@ def test_from_zero_to_an_answer_and_to_zero_again(engine: DockerDouble):
 
 
 def test_an_image_that_nobody_has_is_503_with_the_reason(engine: DockerDouble):
-    with gateway(pooled(engine, image="nobody/has:this")) as g:
+    with gateway(in_containers(engine, image="nobody/has:this")) as g:
         answer = ask(g)
         assert answer.status_code == 503
         assert "image nobody/has:this is missing" in answer.json()["error"]["message"]
@@ -58,7 +43,7 @@ def test_an_image_that_nobody_has_is_503_with_the_reason(engine: DockerDouble):
 
 
 def test_a_killed_controllers_successor_takes_over_the_container(engine: DockerDouble):
-    with gateway(pooled(engine)) as g:
+    with gateway(in_containers(engine)) as g:
         assert ask(g).status_code == 200
         (container,) = engine.containers
         kill_controller(g)
@@ -72,7 +57,7 @@ def test_a_killed_controllers_successor_takes_over_the_container(engine: DockerD
 
 @pytest.mark.parametrize("how", ["kept", "killed"])
 def test_the_next_start_takes_over_what_runs(engine: DockerDouble, how: str):
-    with gateway(pooled(engine, keep=how == "kept")) as g:
+    with gateway(in_containers(engine, keep=how == "kept")) as g:
         assert ask(g).status_code == 200
         (container,) = engine.containers
         if how == "kept":

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any
 
-from tests.integration.test_webhook_provider import Fleet, fleet
-from tests.support.gateway import Gateway, gateway
+from tests.integration.test_webhook_provider import fleet
+from tests.support.placed_pools import by_webhook
 from tests.support.pool_gateway import ask, phases, wait_phase
-from tests.support.receiver import SECRET, Answer, Receiver
-
-
-@contextmanager
-def pooled(servers: Fleet, heard: Receiver, **terms: Any) -> Iterator[Gateway]:
-    settings = {
-        "provider": "webhook",
-        "url": heard.url,
-        "secret_env": "HOOK_SECRET",
-        "timeout_s": 2,
-        "ready_timeout_s": 20,
-        "stop_timeout_s": 5,
-        "idle_timeout_s": 100,
-        **terms,
-    }
-    backends = [{"url": url} for url in servers.urls]
-    config = {"models": {"m": {"pool": settings, "backends": backends}}}
-    with gateway(config, env={"HOOK_SECRET": SECRET}) as g:
-        yield g
+from tests.support.receiver import Answer
 
 
 def test_from_zero_to_an_answer_and_to_zero_again_with_a_receiver_that_fails_twice():
     with fleet() as (servers, heard):
         heard.answers = [Answer(status=503), Answer(drop=True)]
-        with pooled(servers, heard, idle_timeout_s=0.5) as g, ThreadPoolExecutor(8) as work:
+        with by_webhook(servers.urls, heard, idle_timeout_s=0.5) as g, ThreadPoolExecutor(8) as work:
             asked = [work.submit(ask, g) for _ in range(8)]
             assert [one.result().status_code for one in asked] == [200] * 8
             wait_phase(g, "off")
@@ -50,7 +29,7 @@ def test_from_zero_to_an_answer_and_to_zero_again_with_a_receiver_that_fails_twi
 def test_a_receiver_that_refuses_is_503_with_its_words_and_the_next_success_serves():
     with fleet() as (servers, heard):
         heard.answers = [Answer(status=422, body=b'{"detail": "quota of GPUs exceeded"}')]
-        with pooled(servers, heard) as g:
+        with by_webhook(servers.urls, heard) as g:
             answer = ask(g)
             assert answer.status_code == 503
             assert "webhook answered 422: quota of GPUs exceeded" in answer.json()["error"]["message"]
