@@ -162,3 +162,8 @@ class Fault(Exception):
     def code(self) -> str | int:
         """The ``code`` in the error object."""
         return self.kind.value
+
+
+def shutting_down() -> Fault:
+    """What is said to those who cannot be answered any more by a node that drains."""
+    return Fault(Kind.DRAINING, "this node is shutting down", retry_after_s=1.0)

@@ -22,7 +22,7 @@ from ..cache.pool_table import PoolRow
 from .admission import Admission
 from .breakers import Breakers
 from .caller import Caller
-from .errors import Fault, Kind
+from .errors import Fault, Kind, shutting_down
 from .fairness import Line, Waiter
 from .fleet import Backend, Model
 from .life import Life
@@ -106,6 +106,8 @@ class Hold:
         clock: Callable[[], float],
     ) -> None:
         self.rooms: dict[str, _Room] = {}
+        #: no controller is left that could wake anything: who would wait for that is told so instead
+        self.orphaned = False
         self._admission = admission
         self._breakers = breakers
         self._metrics = metrics
@@ -300,6 +302,9 @@ class Hold:
                 room.late_at = now + _LATE_EVERY_S
                 for held in [one for one in _all(room.line) if one.deadline <= now]:
                     self._fail(room, held, _late(model))
+            if self.orphaned and not (row.phase == READY and any(one.up for one in model.backends)):
+                for held in _all(room.line):
+                    self._fail(room, held, shutting_down())
             if row.phase != READY:
                 return
         self._release(room, model, now)

@@ -33,7 +33,7 @@ from .config.model import Backend as BackendConfig
 from .config.model import BackendTls
 from .config.structs import UpstreamSettings
 from .dispatch import Dispatch
-from .errors import Fault, Kind
+from .errors import shutting_down
 from .fleet import Backend, build
 from .flights import Flights
 from .gc_watch import GcWatch
@@ -296,6 +296,10 @@ class Worker:
         """``/ready`` turns 503 and every answer asks its client to close the connection."""
         self.draining = True
 
+    def orphaned(self) -> None:
+        """The supervisor has died, and the controller ends with it: nothing is woken for this node any more."""
+        self.holding.orphaned = True
+
     @property
     def inflight(self) -> int:
         """Requests that are being answered, those of other workers' followers among them."""
@@ -303,7 +307,7 @@ class Worker:
 
     def cut(self) -> None:
         """End every request that is still open: streams by their error frame, waiters by 503."""
-        self.watch.abort_all(Fault(Kind.DRAINING, "this node is shutting down", retry_after_s=1.0))
+        self.watch.abort_all(shutting_down())
 
     async def close(self) -> None:
         """Close every upstream connection, and the cache."""

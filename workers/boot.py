@@ -77,6 +77,7 @@ class App(Protocol):
     def swap_keys(self, published: PublishedKeys) -> None: ...
     async def start(self) -> None: ...
     def begin_drain(self) -> None: ...
+    def orphaned(self) -> None: ...
     def cut(self) -> None: ...
     async def close(self) -> None: ...
 
@@ -241,6 +242,7 @@ class _Life:
         self._answer = answer
         self._loop = loop
         self._leave: asyncio.Future[bool] = loop.create_future()
+        self._supervisor = os.getppid()
 
     def run(self) -> None:
         self._loop.run_until_complete(self._app.start())
@@ -266,6 +268,8 @@ class _Life:
         self._loop.run_until_complete(self._until_left(host))
 
     def _told(self, replaced: bool) -> None:
+        if os.getppid() != self._supervisor:
+            self._app.orphaned()
         if not self._leave.done():
             self._leave.set_result(replaced)
 

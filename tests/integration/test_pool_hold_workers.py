@@ -50,7 +50,11 @@ def house(tmp_path: Path) -> Iterator[House]:
     server = shlex.join([console_script(), "sim", "--host", "127.0.0.1", "--model", "m", "--port"])
     wait = f"until test -e {shlex.quote(str(flag))}; do sleep 0.02; done; exec {server} $0"
     pool = {"provider": "process", "command": ["/bin/sh", "-c", wait, "{port}"], "gpus": 0}
-    config = {"workers": {"count": 2}, "cache": {"mode": "all"}, "models": {"m": {"pool": pool}}}
+    config = {
+        "workers": {"count": 2},
+        "cache": {"mode": "all"},
+        "models": {"m": {"pool": pool}},
+    }
     with gateway(config) as gate:
         yield House(gate, flag)
 
@@ -83,6 +87,18 @@ def test_a_worker_that_is_killed_takes_its_demand_along(house: House) -> None:
         house.let_go()
         assert kept.receive().status == 200
     nothing_left(house.gate)
+
+
+def test_who_waits_is_told_at_once_when_nobody_is_left_to_wake_a_server(house: House) -> None:
+    """Not when the drain ends."""
+    with ExitStack() as stack:
+        lines = [line.put(question(number)) for number, line in enumerate(house.to_both(stack))]
+        wait_until(lambda: house.waiting == 2, what="demand")
+        os.kill(house.gate.pid, signal.SIGKILL)
+        answers = [line.receive() for line in lines]
+    assert [(a.status, a.code) for a in answers] == [(503, "draining")] * 2
+    wait_until(lambda: house.gate.log().count("worker_left inflight=0") == 2, what="both workers have left")
+    assert "drain_cuts" not in house.gate.log()
 
 
 def test_a_reload_while_they_wait_loses_nobody(house: House) -> None:

@@ -228,6 +228,25 @@ def test_a_stream_is_to_be_kept_alive_and_its_wait_is_told(house: House) -> None
     assert stream.life.wake_ns == stream.life.queued_ns == pytest.approx(waited_ns)
 
 
+def test_where_nobody_is_left_to_wake_a_server_all_are_told_but_those_that_one_serves(pair: House) -> None:
+    first, hold = pair.wait(), pair.holds[0]
+    hold.orphaned = True
+    pair.tick()
+    second = pair.wait()
+    pair.say(PoolPhase.STARTING)
+    pair.say(PoolPhase.READY)
+    third = pair.wait()
+    pair.tick()
+    for backend in pair.fleet.backends:
+        backend.up = False
+    fourth = pair.wait()
+    pair.tick()
+    told = [one.fault and one.fault.kind for one in (first, second, third, fourth)]
+    assert told == [Kind.DRAINING, Kind.DRAINING, None, Kind.DRAINING]
+    assert pair.order == [third]
+    pair.empty()
+
+
 # ---- in order
 
 
