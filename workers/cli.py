@@ -1,5 +1,5 @@
-"""The command line: `penstock serve | sim | corpus | loadtest | config … | restart | cache … | keys … | backends … |
-pools … | wake | stop | switch`, and `--version`.
+"""The command line: `penstock serve | sim | corpus | loadtest | config … | restart | top | cache … | keys … |
+backends … | pools … | wake | stop | switch`, and `--version`.
 
 Strategy: parse, call, print one line when it cannot be done. Exit statuses: 0 done, 1 it broke while running,
 2 it was asked for something that cannot be done (the command line, the configuration, a port that is taken, an entry
@@ -29,6 +29,8 @@ from .pools.economy.cli import run as run_simulate
 from .pools_cli import VERBS as POOL_VERBS
 from .pools_cli import add_verbs as add_pools_verbs
 from .pools_cli import run as run_pools
+from .top.cli import add_verb as add_top_verb
+from .top.cli import run as run_top
 from .verbs import CANNOT, Failed
 
 
@@ -72,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "-c", "--config", type=Path, metavar="FILE", help="which gateway, by its configuration"
     )
     restart.add_argument("--port", type=_port, help="which gateway, by its API port")
+    add_top_verb(commands, _port)
     add_cache_verbs(commands, _Parser, _port)
     add_keys_verbs(commands, _Parser)
     add_backends_verbs(commands, _Parser, _port)
@@ -103,6 +106,8 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return _serve(args, dict(environ))
     if args.command == "restart":
         return _restart(args.config, args.port)
+    if args.command == "top":
+        return _done(lambda: run_top(args))
     if args.command == "cache":
         return _say(lambda: run_cache(args, environ))
     if args.command == "backends":
@@ -175,8 +180,13 @@ def _restart(file: Path | None, port: int | None) -> int:
 
 def _say(verb: Callable[[], str]) -> int:
     """Print what a verb has to say; its exit status."""
+    return _done(lambda: print(verb()))
+
+
+def _done(verb: Callable[[], None]) -> int:
+    """Do what a verb does; its exit status."""
     try:
-        print(verb())
+        verb()
     except Failed as fault:
         _cannot(fault)
         return fault.status

@@ -34,7 +34,14 @@ class Refusal(Exception):
         self.status = status
 
 
-def ask(file: Path | None, port: int | None, method: str, path: str, body: object = None) -> bytes:
+def ask(
+    file: Path | None,
+    port: int | None,
+    method: str,
+    path: str,
+    body: object = None,
+    timeout_s: float = TIMEOUT_S,
+) -> bytes:
     """The body of the answer to one request. Raises CannotReach, Refusal."""
     found = {owner: folder for folder, owner in rundir.running(rundir.base())}
     try:
@@ -43,7 +50,7 @@ def ask(file: Path | None, port: int | None, method: str, path: str, body: objec
         if body is not None:
             headers["content-type"] = "application/json"
         transport = httpx.HTTPTransport(uds=str(found[owner] / CONTROL))
-        with httpx.Client(transport=transport, timeout=TIMEOUT_S, trust_env=False) as client:
+        with httpx.Client(transport=transport, timeout=timeout_s, trust_env=False) as client:
             answer = client.request(
                 method,
                 f"http://controller{path}",
@@ -56,7 +63,7 @@ def ask(file: Path | None, port: int | None, method: str, path: str, body: objec
         raise CannotReach(f"cannot look into the gateway's process: {fault.strerror}") from None
     except httpx.TimeoutException:
         raise CannotReach(
-            f"the gateway on port {owner.port} has not answered within {TIMEOUT_S:g} s"
+            f"the gateway on port {owner.port} has not answered within {timeout_s:g} s"
         ) from None
     except httpx.TransportError as fault:
         raise CannotReach(f"the gateway on port {owner.port} does not answer: {fault}") from None

@@ -22,12 +22,17 @@ class Failed(Exception):
 
 
 def add_gateway(verb: argparse.ArgumentParser, port: Callable[[str], int], default: Any = None) -> None:
-    """The options that say which gateway is asked. Where they may stand before a verb of a verb or after it, the latter
+    """The options of a verb that asks a gateway. Where they may stand before a verb of a verb or after it, the latter
     must not undo the former (`default`).
     """
     verb.add_argument(
         "--json", action="store_true", default=default or False, help="the gateway's answer as it is"
     )
+    add_which(verb, port, default)
+
+
+def add_which(verb: argparse.ArgumentParser, port: Callable[[str], int], default: Any = None) -> None:
+    """Only those that say which gateway it is."""
     verb.add_argument(
         "-c",
         "--config",
@@ -39,12 +44,14 @@ def add_gateway(verb: argparse.ArgumentParser, port: Callable[[str], int], defau
     verb.add_argument("--port", type=port, default=default, help="which gateway, by its API port")
 
 
-def asked(args: argparse.Namespace, method: str, path: str, body: object = None) -> bytes:
+def asked(
+    args: argparse.Namespace, method: str, path: str, body: object = None, timeout_s: float | None = None
+) -> bytes:
     """What the gateway answers. Raises Failed."""
-    from .reach import CannotReach, Refusal, ask
+    from .reach import TIMEOUT_S, CannotReach, Refusal, ask
 
     try:
-        return ask(args.config, args.port, method, path, body)
+        return ask(args.config, args.port, method, path, body, timeout_s or TIMEOUT_S)
     except CannotReach as fault:
         raise Failed(fault) from None
     except Refusal as fault:
