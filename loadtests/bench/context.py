@@ -51,6 +51,8 @@ class Book:
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     layout: list[dict[str, object]] = field(default_factory=list)
+    #: tables in Markdown, as the documents have them
+    pages: list[str] = field(default_factory=list)
 
     def at_least(self, name: str, found: float, bound: float) -> None:
         """Enter a goal that is met from ``bound`` up."""

@@ -37,6 +37,7 @@ def table(book: Book) -> str:
         lines.append(f"{'met ' if goal.met else 'MISS'} {goal.name:60} {goal.found:>12g}  ({goal.bound})")
     lines += [f"note  {note}" for note in book.notes]
     lines += [f"FAULT {fault}" for fault in book.faults]
+    lines += [f"\n{page}" for page in book.pages]
     return "\n".join(lines)
 
 
@@ -68,6 +69,7 @@ def write(book: Book, file: Path, machine: dict[str, object], options: dict[str,
         "goals": [asdict(goal) for goal in book.goals],
         "faults": book.faults,
         "notes": book.notes,
+        "pages": book.pages,
         "samples": [asdict(sample) for sample in book.samples],
     }
     file.write_text(json.dumps(content, indent=1) + "\n")

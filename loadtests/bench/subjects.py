@@ -201,6 +201,10 @@ class Gateway:
         """Return the processor time of supervisor and controller."""
         return sum(cpu_s(pid) for pid in self._child.descendants() if pid not in self.workers)
 
+    def processes(self) -> list[int]:
+        """Return the pids of all its processes."""
+        return self._child.descendants()
+
     def metrics(self) -> Exposition:
         """Return a scrape of the admin port."""
         return Exposition.scrape(f"http://127.0.0.1:{self._admin_port}/metrics")

@@ -32,11 +32,11 @@ class Exposition:
         """Return the largest sample of a name, 0 when there is none."""
         return max((value for found, _, value in self.samples if found == name), default=0.0)
 
-    def buckets(self, name: str) -> dict[float, float]:
-        """Return a histogram's cumulative counts by upper bound, summed over its series."""
+    def buckets(self, name: str, label: str = "") -> dict[float, float]:
+        """Return a histogram's cumulative counts by upper bound, summed over series whose labels contain ``label``."""
         found: dict[float, float] = {}
         for sample, labels, value in self.samples:
             bound = re.search(r'le="([^"]+)"', labels)
-            if sample == f"{name}_bucket" and bound:
+            if sample == f"{name}_bucket" and bound and label in labels:
                 found[float(bound[1])] = found.get(float(bound[1]), 0.0) + value
         return found

@@ -55,6 +55,24 @@ function request()
   return requests[number] or make(number)
 end
 """
+_OF_CORPUS = """\
+wrk.method = "POST"
+wrk.headers["content-type"] = "application/json"
+local before, after, at, lap = {{}}, {{}}, 0, {lap}
+function init(args)
+  for body in io.lines("{file}") do
+    local whole = wrk.format(nil, nil, nil, body)
+    local from, to = whole:find("@lap@", 1, true)
+    before[#before + 1] = whole:sub(1, from - 1)
+    after[#after + 1] = whole:sub(to + 1)
+  end
+end
+function request()
+  at = at + 1
+  if at > #before then at, lap = 1, (lap + 1) % 100000 end
+  return before[at] .. string.format("%05d", lap) .. after[at]
+end
+"""
 _DONE = """\
 done = function(summary, latency, requests)
   local e = summary.errors
@@ -145,8 +163,20 @@ class Wrk:
         kind = _OF_KEYS if keys else _OF_NEW_KEYS
         made = round(seconds * _MADE_PER_S)
         script = kind.format(seed=seed, keys=keys, made=made, before=before, after=after) + _DONE
-        if bearer:
-            script = f'wrk.headers["authorization"] = "Bearer {bearer}"\n{script}'
+        return Load(**self._script(url, _bearing(bearer) + script, connections, seconds))
+
+    def of_corpus(
+        self,
+        url: str,
+        bodies: Path,
+        lap: int,
+        *,
+        connections: int = 64,
+        seconds: float = 2.0,
+        bearer: str = "",
+    ) -> Load:
+        """Load ``url`` with a file of bodies in their order, one a line, the number of the lap in each."""
+        script = _bearing(bearer) + _OF_CORPUS.format(file=bodies, lap=lap) + _DONE
         return Load(**self._script(url, script, connections, seconds))
 
     def verify(
@@ -172,3 +202,7 @@ class Wrk:
             raise RigError(f"wrk said nothing: {done.stdout[-300:]} {done.stderr[-300:]}")
         found: dict[str, int] = json.loads(marked[-1][2:])
         return found
+
+
+def _bearing(key: str) -> str:
+    return f'wrk.headers["authorization"] = "Bearer {key}"\n' if key else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..context import Rig
-from . import batching, bodies, cached, governed, memory, micro, pace, pooled, shared, throughput
+from . import batching, bodies, cached, governed, memory, micro, pace, pooled, shared, slo, throughput
 
 SCENARIOS: dict[str, Callable[[Rig], None]] = {
     "miss": throughput.miss,
@@ -14,6 +14,7 @@ SCENARIOS: dict[str, Callable[[Rig], None]] = {
     "far": cached.far,
     "fill": cached.fill,
     "governed": governed.governed,
+    "slo": slo.slo,
     "batching": batching.batching,
     "pooled": pooled.pooled,
     "one": throughput.one_connection,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from pathlib import Path
 
 from ..context import Rig
 from ..rig import payload
@@ -18,13 +19,7 @@ _LIMITS = {"rpm": 100_000_000, "tpm": 1_000_000_000, "concurrent": 10_000}
 
 def governed(rig: Rig) -> None:
     """Cacheable misses and hits of clients with an API key that has every kind of limit."""
-    key = f"sk-{secrets.token_urlsafe(32)}"
-    file = rig.folder / "keys.yaml"
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    file.write_text(
-        json.dumps({"keys": {"bench": {"hash": f"sha256:{digest}", "tenant": "bench", **_LIMITS}}})
-    )
-    file.chmod(0o600)
+    key, file = a_key(rig.folder)
     port = rig.backends[payload.MODEL]
     backends = [{"url": f"http://127.0.0.1:{port}/{number}"} for number in range(_BACKENDS)]
     more: dict[str, object] = {
@@ -48,3 +43,15 @@ def governed(rig: Rig) -> None:
     book = rig.book
     book.at_least("cacheable miss with all on / echo", book.ratio("governed miss", "gateway", "echo"), 0.40)
     book.at_least("hit with all on / echo", book.ratio("governed hit", "gateway", "echo"), 0.65)
+
+
+def a_key(folder: Path) -> tuple[str, Path]:
+    """Return a key that has every kind of limit, and the file that has its hash."""
+    key = f"sk-{secrets.token_urlsafe(32)}"
+    file = folder / "keys.yaml"
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    file.write_text(
+        json.dumps({"keys": {"bench": {"hash": f"sha256:{digest}", "tenant": "bench", **_LIMITS}}})
+    )
+    file.chmod(0o600)
+    return key, file

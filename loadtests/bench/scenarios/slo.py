@@ -1,0 +1,345 @@
+"""The service level objectives, line by line: one worker on one core, load and backend on another, at constant rates.
+
+Strategy: the corpus (hits, misses, one in five a stream) at a rate that does not care how answers come
+(:mod:`..rig.steady`), over 5,000 connections that all carry it, of a client whose API key has every kind of limit. At
+10,000 requests a second, then ever more until an objective is missed (the *knee*), then at 80 % of that. Counts of
+the generator and of the gateway must be the same, outcome by outcome. A run in which the generator was late gives no
+figures. wrk, as fast as answers come, stands beside as what saturation is; its latencies say nothing.
+
+What a miss waits longer because of the gateway is told twice: from outside, by the time until its first byte less what
+the median request waits when the same generator asks the backend itself, so that all that load and backend do to each
+other on their core is laid to the gateway's charge; and by the gateway's own histogram, which knows when it waited for
+the backend.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...suite import counts, questions
+from ..context import Rig, Sample
+from ..rig import payload, steady
+from ..rig.exposition import Exposition
+from ..rig.process import Child, memory_kib
+from ..subjects import Gateway
+from .governed import a_key
+
+RATE = 10_000
+KNEE_SHARE = 0.8
+
+_CONNECTIONS = 5000
+_WARM_S = 2.0
+_STEP = 1000
+_STEPS = 12
+_STEP_S = 3.0
+_L1_MIB = 256
+#: What deploy/kubernetes/gateway.yaml gives a gateway.
+_GIVEN_MIB = 4096
+_MODELS = (("chat-large", 0.7), ("chat-small", 0.3))
+_STREAMS = "-stream"
+_CONNECTS = "penstock_upstream_connect_seconds"
+_CLIENTS = "penstock_client_connections"
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """One line: a figure of a run and its bound."""
+
+    name: str
+    figure: str
+    bound: float
+    least: bool = False
+
+    def met(self, found: float) -> bool:
+        """Whether a figure is on the right side."""
+        return found >= self.bound if self.least else found <= self.bound
+
+
+OBJECTIVES = (
+    *(Objective(f"hit, p{p} ms", f"hit_p{p}_ms", bound) for p, bound in ((50, 0.5), (95, 1.5), (99, 3.0))),
+    *(
+        Objective(f"miss, added, from outside, p{p} ms", f"added_p{p}_ms", bound)
+        for p, bound in ((50, 2.0), (95, 4.0), (99, 8.0))
+    ),
+    *(
+        Objective(f"miss, added, by its own histogram, p{p} ms", f"own_p{p}_ms", bound)
+        for p, bound in ((50, 2.0), (95, 4.0), (99, 8.0))
+    ),
+    Objective("answers a second", "per_s", RATE, least=True),
+    Objective("errors, %", "errors_percent", 0.1),
+    *(
+        Objective(f"connect to a backend, p{p} ms", f"connect_p{p}_ms", bound)
+        for p, bound in ((50, 20.0), (95, 80.0), (99, 150.0))
+    ),
+    Objective("hit rate, %", "hit_percent", 40.0, least=True),
+    Objective("processor of the worker's core, %", "cpu_percent", 75.0),
+    Objective(f"memory, % of {_GIVEN_MIB >> 10} GiB", "memory_percent", 80.0),
+    Objective("connections at once", "clients", _CONNECTIONS, least=True),
+)
+#: The objectives that end the climb to the knee: those on time and errors.
+_OF_THE_KNEE = ("hit_p99_ms", "added_p99_ms", "errors_percent")
+
+
+class Unusable(Exception):
+    """A run whose figures are the generator's own; the text says why."""
+
+
+@dataclass(slots=True)
+class _Stand:
+    """What the runs share. ``constant_ms``: what the median miss waits without the gateway."""
+
+    rig: Rig
+    gateway: Gateway
+    key: str
+    corpus: Path
+    plain: Path
+    lap: int = 1
+    constant_ms: float = 0.0
+
+    def load(
+        self, url: str, file: Path, rate: float, seconds: float, meanwhile: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
+        """One run of the generator. Raises Unusable."""
+        argv = [
+            sys.executable,
+            "-m",
+            steady.__name__,
+            url,
+            str(file),
+            f"--rate={rate}",
+            f"--seconds={seconds}",
+        ]
+        argv += [f"--connections={_CONNECTIONS}", f"--lap={self.lap}", f"--pid={self.gateway.workers[0]}"]
+        self.lap += 1 + round(rate * seconds / 5000)  # asked by nobody before
+        child = Child(
+            *("steady", argv, self.rig.folder / "steady.log"),
+            cores=self.rig.load_cores,
+            env={"PENSTOCK_BENCH_KEY": self.key},
+        )
+        try:
+            child.until(lambda: b"ready" in child.log.read_bytes(), "ready")
+            time.sleep(seconds / 2)
+            meanwhile()
+            child.until(lambda: child.log.read_bytes().endswith(b"}\n"), "the figures", 30 + 2 * seconds)
+        finally:
+            child.stop()
+        found: dict[str, Any] = json.loads(child.log.read_text().splitlines()[-1])
+        why = steady.late(found["cpu"], found["lag"])
+        if why:
+            raise Unusable(f"{rate:,.0f} requests/s: {why}")
+        return found
+
+
+def slo(rig: Rig) -> None:
+    """The objectives at 10,000 requests a second and at 80 % of the knee, and what saturation is."""
+    key, file = a_key(rig.folder)
+    corpus = _corpus(questions.make(questions.Terms(models=_MODELS)))
+    asked = [one for one in corpus.questions if not one.stream]
+    plain = questions.Corpus(asked, range(len(asked)), 0.0)
+    ports = {
+        name + tail: rig.backends[payload.STREAM_MODEL if tail else payload.MODEL]
+        for name, _ in _MODELS
+        for tail in ("", _STREAMS)
+    }
+    more: dict[str, object] = {
+        "cache": {"l1": {"size": f"{_L1_MIB}MiB"}},
+        "keys": {"file": str(file)},
+    }
+    gateway = Gateway(
+        rig.folder, ports, cores=[rig.core], machine=rig.machine, name="slo", concurrent=2000, more=more
+    )
+    try:
+        stand = _Stand(
+            *(rig, gateway, key),
+            _written(rig.folder / "corpus.jsonl", corpus),
+            _written(rig.folder / "plain.jsonl", plain),
+        )
+        _measure(stand)
+        bodies = rig.folder / "bodies.txt"
+        bodies.write_text("".join(f"{corpus.questions[number].body}\n" for number in corpus.draws))
+        _saturate(stand, bodies)
+    finally:
+        gateway.stop()
+
+
+def _measure(stand: _Stand) -> None:
+    rig = stand.rig
+    try:
+        direct = stand.load(rig.direct.url(payload.MODEL), stand.plain, RATE / 2, _WARM_S)
+        stand.constant_ms = direct["direct_first"]["p50_us"] / 1000
+        stand.load(stand.gateway.url(""), stand.corpus, RATE / 2, _WARM_S)
+        for number in range(min(rig.rounds, 3)):
+            _run(stand, f"{RATE:,}/s", number, RATE, rig.seconds)
+        knee, why = _knee(stand)
+        rig.book.notes.append(f"slo: the knee is at {knee:,}/s: {why}")
+        if knee:
+            for number in range(min(rig.rounds, 3)):
+                _run(stand, "80 % of the knee", number, KNEE_SHARE * knee, rig.seconds)
+    except Unusable as fault:
+        rig.book.faults.append(f"slo: no figures: {fault}")
+    labels = list(
+        dict.fromkeys(s.subject for s in rig.book.samples if s.scenario == "slo" and "per_s" in s.figures)
+    )
+    for label in labels:
+        for one in _objectives(rig.book.median("slo", label, "rate")):
+            found = rig.book.median("slo", label, one.figure)
+            (rig.book.at_least if one.least else rig.book.at_most)(
+                f"slo, {label}: {one.name}", found, one.bound
+            )
+    rig.book.pages.append(_page(rig, labels))
+
+
+def _objectives(rate: float) -> list[Objective]:
+    """Those of a run: at another rate than the objective's, as many answers as were asked for."""
+    return [
+        one if one.figure != "per_s" else Objective(one.name, one.figure, round(rate), least=True)
+        for one in OBJECTIVES
+    ]
+
+
+def _run(stand: _Stand, label: str, number: int, rate: float, seconds: float) -> dict[str, float]:
+    """One run through the gateway: its figures, entered as a sample."""
+    gateway, book = stand.gateway, stand.rig.book
+    gateway.settled()
+    before = gateway.metrics()
+    clients: list[float] = []
+    found = stand.load(
+        *(gateway.url(""), stand.corpus, rate, seconds),
+        lambda: clients.append(gateway.metrics().total(_CLIENTS)),
+    )
+    gateway.settled()
+    after = gateway.metrics()
+    counted = counts.counted([after]).since(counts.counted([before]))
+    if not found["failed"] and +counted.outcomes != Counter(found["outcomes"]):
+        book.faults.append(
+            f"slo: {label}: the generator saw {found['outcomes']}, the gateway counted {dict(+counted.outcomes)}"
+        )
+    hits = sum(n for outcome, n in found["outcomes"].items() if outcome in counts.HITS)
+    own = counts.Counts(below=_gained(before, after, counts.ADDED, 'cache="MISS"'))
+    connects = counts.Counts(below=Counter(_whole(after.buckets(_CONNECTS))))
+    figures = {
+        "rate": rate,
+        # the last answer comes when its request has been due for a moment, which the latencies tell
+        "per_s": round(found["good"] / (took if (took := found["seconds"]) > seconds + 0.05 else seconds), 1),
+        "errors_percent": round(100 * (found["planned"] - found["good"]) / found["planned"], 4),
+        "hit_percent": round(100 * hits / found["planned"], 2),
+        "cpu_percent": round(100 * found["watched_cpu"], 1),
+        "memory_percent": round(100 * _memory_mib(gateway) / _GIVEN_MIB, 1),
+        "clients": max(clients),
+        "generator_cpu_percent": round(100 * found["cpu"], 1),
+        "waited": found["waited"],
+        "coalesced": found["outcomes"].get("COALESCED", 0),
+    }
+    for p in (50, 95, 99):
+        figures[f"lag_p{p}_ms"] = found["lag"][f"p{p}_us"] / 1000
+        figures[f"hit_p{p}_ms"] = found["hit"][f"p{p}_us"] / 1000
+        figures[f"added_p{p}_ms"] = round(found["miss_first"][f"p{p}_us"] / 1000 - stand.constant_ms, 4)
+        figures[f"stream_p{p}_ms"] = found["miss_stream"][f"p{p}_us"] / 1000
+        figures[f"own_p{p}_ms"] = round(own.quantile_ms(p / 100), 3)
+        figures[f"connect_p{p}_ms"] = round(connects.quantile_ms(p / 100), 3)
+    figures |= {f"p{p}_us": found["hit"][f"p{p}_us"] for p in (50, 95, 99)}
+    book.samples.append(Sample("slo", label, number, figures))
+    if found["failed"]:
+        book.notes.append(f"slo: {label}: failed: {found['failed']}")
+    return figures
+
+
+def _knee(stand: _Stand) -> tuple[int, str]:
+    """The highest rate, in steps, at which times and errors are within bounds; and what was not at the next."""
+    least, good = RATE - 2 * _STEP, 0
+    for rate in range(least, least + _STEPS * _STEP, _STEP):
+        try:
+            figures = _run(stand, f"climb, {rate:,}/s", 0, rate, _STEP_S)
+        except Unusable as fault:
+            return good, f"the generator's, not the gateway's: {fault}"
+        missed = [
+            one.name for one in OBJECTIVES if one.figure in _OF_THE_KNEE and not one.met(figures[one.figure])
+        ]
+        if missed:
+            return good, f"at {rate:,}/s it misses: {', '.join(missed)}"
+        good = rate
+    return good, "the climb ended there"
+
+
+def _saturate(stand: _Stand, bodies: Path) -> None:
+    """The same corpus as fast as answers come, over 64 connections: how much goes through, never how long it takes."""
+    rig, gateway = stand.rig, stand.gateway
+    stand.lap += 1000
+    used = gateway.cpu_s()
+    load = rig.wrk.of_corpus(
+        *(gateway.url(""), bodies, stand.lap), seconds=max(3.0, rig.seconds), bearer=stand.key
+    )
+    cpu = (gateway.cpu_s() - used) * 1e6 / load.duration_us
+    rig.book.samples.append(
+        Sample(
+            "slo", "saturation", 0, {"closed_per_s": round(load.per_s, 1), "cpu_percent": round(100 * cpu, 1)}
+        )
+    )
+    rig.book.notes.append(f"slo: saturated: {load.per_s:,.0f} answers/s, {cpu:.0%} of the worker's core")
+    if load.socket_errors or load.status_errors:
+        rig.book.faults.append(f"slo: saturated: {load.status_errors} not 2xx, {load.socket_errors} errors")
+
+
+def _page(rig: Rig, labels: list[str]) -> str:
+    """The objectives of each run as a table in Markdown, for docs/benchmarks.md."""
+    runs = [label for label in labels if not label.startswith("climb")]
+    lines = ["| objective | bound | " + " | ".join(runs) + " |", "|---|---|" + "---|" * len(runs)]
+    for one in OBJECTIVES:
+        cells = []
+        for label in runs:
+            found = rig.book.median("slo", label, one.figure)
+            bound = rig.book.median("slo", label, "rate") if one.figure == "per_s" else one.bound
+            met = found >= bound if one.least else found <= bound
+            cells.append(
+                f"{found:,.4g}" if met and found < 1000 else f"{found:,.0f}" if met else f"**{found:,.4g}**"
+            )
+        lines.append(
+            f"| {one.name} | {'≥' if one.least else '≤'} {one.bound:,g} | " + " | ".join(cells) + " |"
+        )
+    beside = {
+        "generator: of its core, %": "generator_cpu_percent",
+        "generator: late, p99 ms": "lag_p99_ms",
+        "requests that waited for a free connection": "waited",
+        "answers shared by several that asked (COALESCED)": "coalesced",
+        "stream, whole, p99 ms": "stream_p99_ms",
+    }
+    for name, figure in beside.items():
+        cells = [f"{rig.book.median('slo', label, figure):,.4g}" for label in runs]
+        lines.append(f"| {name} | | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _corpus(made: questions.Corpus) -> questions.Corpus:
+    """The corpus with other names for the models of streams: nginx answers by port, it does not read bodies."""
+    asked = []
+    for one in made.questions:
+        name = one.model + (_STREAMS if one.stream else "")
+        body = one.body.replace(f'"model":"{one.model}"', f'"model":"{name}"', 1)
+        asked.append(questions.Question(name, one.stream, body))
+    return questions.Corpus(asked, made.draws, made.alpha, made.seed)
+
+
+def _written(file: Path, corpus: questions.Corpus) -> Path:
+    file.write_text("".join(f"{line}\n" for line in corpus.lines()))
+    return file
+
+
+def _gained(before: Exposition, after: Exposition, family: str, label: str) -> Counter[float]:
+    old, new = before.buckets(family, label), after.buckets(family, label)
+    return Counter({bound: round(count - old.get(bound, 0.0)) for bound, count in new.items()})
+
+
+def _whole(buckets: dict[float, float]) -> dict[float, int]:
+    return {bound: round(count) for bound, count in buckets.items()}
+
+
+def _memory_mib(gateway: Gateway) -> float:
+    """What all its processes hold themselves, and the cache's file, whose pages are all there from the start."""
+    return sum(memory_kib(pid)["anonymous"] for pid in gateway.processes()) / 1024 + _L1_MIB
