@@ -145,8 +145,10 @@ def test_a_name_moves_no_cursor() -> None:
 
 
 def test_what_is_no_gateways_answer_is_refused() -> None:
-    for metrics, status in ((b"", b"{}"), (b"penstock_x 1\n", b"{}"), (b"penstock_x 1\n", b"<html>")):
+    good = json.dumps({"supervisor": {"pid": 1}, "models": {}}).encode()
+    for metrics, status in (
+        *((b"penstock_x 1\n", b"{}"), (b"penstock_x 1\n", b"<html>")),
+        *((b"", good), (b"penstock_x{ 1\n", good)),
+    ):
         with pytest.raises(ValueError):  # noqa: PT011 - json's own is one
             read(0.0, metrics, status)
-    with pytest.raises(ValueError):  # noqa: PT011
-        read(0.0, b"penstock_x{ 1\n", json.dumps({"supervisor": {"pid": 1}, "models": {}}).encode())

@@ -37,6 +37,6 @@ def _keep_looking(args: argparse.Namespace, interval_s: float, found: SimpleQueu
         began = time.monotonic()
         try:
             found.put(look(args))
-        except Failed as fault:
-            found.put(str(fault))
+        except Exception as fault:  # else the frame would stand still and say nothing
+            found.put(str(fault) or type(fault).__name__)
         time.sleep(max(0.0, interval_s - (time.monotonic() - began)))
