@@ -184,7 +184,10 @@ class Dispatch:
                 attempt += 1
                 if cuts:
                     cuts.clear()  # of an attempt that failed
-                head = (backend.head(errand.method, errand.target) + fields).encode("ascii")
+                start = backend.head(errand.method, errand.target)
+                if life.witnessed:
+                    start += life.asks(backend, model.name)
+                head = (start + fields).encode("ascii")
                 lease = Lease(self._row, backend.index)
                 began = perf_counter_ns()
                 try:
@@ -193,6 +196,8 @@ class Dispatch:
                     )
                 except UpstreamFault as fault:
                     lease.settle()
+                    if life.witnessed:
+                        life.missed(fault.kind.value)
                     if model.timed:
                         backend.ewma.failed((perf_counter_ns() - began) / 1e9, self._clock())
                     if fault.kind in NEVER_OPENED:
@@ -225,6 +230,8 @@ class Dispatch:
                     raise
                 else:
                     status = call.status
+                    if life.witnessed:
+                        life.answered(status)
                     if status < 500:
                         if token:  # an answer that has begun will do: its end may be minutes away
                             self.breakers.succeeded(backend, token)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..cache.outcome import NoCache
+from .caller import Caller
 from .errors import Fault
 from .flight import Flight
 from .limits.grant import Grant
 from .meter import StreamMeter
 from .pool_view import PoolView
 from .relay import Relay
+
+if TYPE_CHECKING:
+    from .fleet import Backend
 
 
 class Life:
@@ -41,6 +47,12 @@ class Life:
     flight: Flight | None = None
     #: of a key that has limits
     grant: Grant | None = None
+    #: who asks, where there are keys
+    caller: Caller | None = None
+    #: the code of what the gateway itself had to say against it
+    error = ""
+    #: it is to be told what is asked upstream: ``asks``, ``answered``, ``missed``
+    witnessed = False
     #: its client is gone; the task goes on for others
     left = False
     #: what its own client is still to be told, while the task goes on for others
@@ -54,6 +66,16 @@ class Life:
         """It is to be an event stream, and begins to wait (``hold_since`` and ``hold_pool`` are set): after a while
         its client is to be told so. Idempotent.
         """
+
+    def asks(self, backend: Backend, model: str) -> str:
+        """A backend is about to be asked, for this model: lines to be added to the request's head."""
+        return ""
+
+    def answered(self, status: int) -> None:
+        """The backend's answer has begun."""
+
+    def missed(self, cause: str) -> None:
+        """The backend has failed to answer."""
 
     def abandon(self) -> None:
         """Nobody wants the flight any more: what it is for, whoever runs the request's task knows."""

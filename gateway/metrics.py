@@ -166,6 +166,16 @@ LIMITED = Family(
     "counter",
     ("limit",),
 )
+ACCESS_LOST = Family(
+    "penstock_access_log_lost_total",
+    "Lines of the access log that could not be written, or not as fast as requests came.",
+    "counter",
+)
+SPANS_LOST = Family(
+    "penstock_spans_lost_total",
+    "Spans that the collector did not take, or not as fast as requests came.",
+    "counter",
+)
 PAUSES = Family(
     "penstock_stream_pauses_total",
     "Times an upstream was paused because its client read too slowly.",
@@ -240,6 +250,8 @@ FAMILIES: dict[str, Family] = {
             UPSTREAM_FAULTS,
             PAUSES,
             LIMITED,
+            ACCESS_LOST,
+            SPANS_LOST,
         ),
         *(LAG, LAG_MAX, GC_PAUSES, TASKS, INFLIGHT, CLIENTS, CONNECTIONS, L2_UP),
     )

@@ -23,6 +23,7 @@ from .ledger import Ledger
 from .models import list_models, show_model
 from .raw import ClientGone, RawRequest
 from .seldom import Seldom
+from .telemetry.told import Told
 from .worker import Worker
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ class App:
         """Answer one request; nothing leaves here but cancellation of the loop itself."""
         task = asyncio.current_task(self._loop)
         assert task is not None  # Granian runs each request as a task
-        exchange = Exchange(self.worker, scope, proto, task)
+        kind = Exchange if self.worker.reporter is None else Told
+        exchange = kind(self.worker, scope, proto, task)
         self._watch.add(exchange)
         endpoint: Endpoint | None = None
         started = 0
@@ -60,7 +62,9 @@ class App:
             if endpoint is not None and raw.method == "POST":
                 exchange.dialect = endpoint.dialect
                 keyring = self.worker.keyring
-                caller = ANYONE if keyring is None else keyring.who(exchange.credential)
+                caller = ANYONE
+                if keyring is not None:
+                    caller = exchange.caller = keyring.who(exchange.credential)
                 await exchange.read_body(raw, length)
                 started = perf_counter_ns()
                 rest = self.worker.pipeline.serve(endpoint, raw, exchange, exchange, caller)
@@ -94,10 +98,14 @@ class App:
     def _caller(self, exchange: Exchange) -> Caller:
         """Who asks; raises :class:`Fault` where that must be known and is not."""
         keyring = self.worker.keyring
-        return ANYONE if keyring is None else keyring.who(exchange.credential)
+        if keyring is None:
+            return ANYONE
+        caller = exchange.caller = keyring.who(exchange.credential)
+        return caller
 
     def _fail(self, exchange: Exchange, fault: Fault) -> None:
         exchange.status = fault.status
+        exchange.error = fault.kind.value
         self._ledger.failed(exchange.model, fault)
         if fault.kind is Kind.CLIENT_CLOSED:
             return
@@ -145,6 +153,8 @@ class App:
                     log.exception("settling_failed request_id=%s", exchange.request_id)
         for one in answered:
             self._record(*one)
+        if self.worker.reporter is not None:
+            self.worker.reporter.tell(answered)
 
     def _record(
         self, exchange: Exchange, endpoint: Endpoint | None, path: str, started: int, total: int

@@ -28,7 +28,7 @@ from .answer import Answering
 from .batching import Batching
 from .breakers import Breakers
 from .buffers import Buffers
-from .config import Published
+from .config import Config, Published
 from .config.model import Backend as BackendConfig
 from .config.model import BackendTls
 from .config.structs import UpstreamSettings
@@ -50,6 +50,7 @@ from .recall import Recall
 from .sharing import Sharing
 from .sticky import Sticky
 from .sweep import Sweep
+from .telemetry.reporter import Reporter
 from .turn import Turn
 from .upstream.connector import Connector
 from .upstream.dns import Resolver
@@ -105,6 +106,8 @@ class Worker:
         self.debug = False
         self.meter = AckMeter()
         self.metrics = Metrics(CounterRow(segment, slot))
+        #: None: nobody is told of requests
+        self.reporter: Reporter | None = None
         self.watch = Watch(loop)
         self.keepalive = KeepAlive()
         self.turn = Turn(loop)
@@ -180,6 +183,7 @@ class Worker:
         )
         self._observe_lag = self.metrics.histogram(LAG)
         self._read_health()
+        self._report_to(config)
 
     async def start(self) -> None:
         """Listen for other workers' followers, and connect to Redis."""
@@ -221,6 +225,8 @@ class Worker:
             self.metrics.gauge(INFLIGHT, value=self.inflight)
             self.metrics.gauge(CLIENTS, value=self.sweep.connections)
             self.memory.report(self.metrics)
+            if self.reporter is not None:
+                self.reporter.report()
             for backend in fleet.backends:
                 pool = backend.pool
                 self.metrics.gauge(CONNECTIONS, backend.name, "idle", value=pool.idle)
@@ -261,6 +267,7 @@ class Worker:
         self.holding.swap(self.fleet.models)
         limits, cache = published.config.limits, published.config.cache
         self.buffers.limit_bytes = limits.max_buffered
+        self._report_to(published.config)
         self._answering.max_response = self.flights.gather_bytes = limits.max_response
         self.memory.swap(cache)
         self.breakers.forget()
@@ -273,6 +280,18 @@ class Worker:
             if backend.pool not in kept:
                 self._close(backend)
         log.info("configuration_loaded generation=%d", published.generation)
+
+    def _report_to(self, config: Config) -> None:
+        """Who is told of requests; those who were are told of what has ended."""
+        before = self.reporter
+        if before is not None:
+            if before.serves(config):
+                return
+            before.end()
+        access, traces = config.log.access, config.telemetry
+        self.reporter = None
+        if access is not None or traces is not None:
+            self.reporter = Reporter(self._environ, self.via, self.metrics, access, traces)
 
     def swap_keys(self, published: PublishedKeys) -> None:
         """Take new API keys; who was let in with an old one is served to the end."""
@@ -320,6 +339,8 @@ class Worker:
         self.meter.close()
         await self.memory.close()
         await self.flights.stop()
+        if self.reporter is not None:
+            await self.reporter.close()
 
     # ---- pools
 

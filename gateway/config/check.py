@@ -10,10 +10,13 @@ import resource
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import chain
 from urllib.parse import unquote, urlsplit
 
 from .addresses import is_address, nameserver
 from .check_pools import pool_faults
+from .check_telemetry import telemetry_faults
 from .faults import ConfigError
 from .model import Backend, Model
 from .redis import RedisServer
@@ -29,10 +32,13 @@ _LOCAL = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a configuration is checked against: usable cores, and the most descriptors a process may have."""
+    """What a configuration is checked against: usable cores, the most descriptors a process may have, and whether
+    the extra `otel` is installed.
+    """
 
     cores: frozenset[int]
     max_descriptors: int
+    otel: bool = True
 
     @classmethod
     def here(cls, pid: int = 0) -> "Machine":
@@ -41,7 +47,15 @@ class Machine:
         return cls(
             cores=frozenset(os.sched_getaffinity(pid)),
             max_descriptors=2**31 if hard == resource.RLIM_INFINITY else hard,
+            otel=_installed("opentelemetry.exporter.otlp.proto.http"),
         )
+
+
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ImportError:  # not even what it is in
+        return False
 
 
 def descriptors(config: Config) -> int:
@@ -113,7 +127,11 @@ class _Check:
         self._keys(config)
         self._names(config)
         self._discovery(config)
-        for path, what, fix in pool_faults(config, self._environ):
+        faults = (
+            pool_faults(config, self._environ),
+            telemetry_faults(config, self._environ, self._machine.otel),
+        )
+        for path, what, fix in chain(*faults):
             raise self._fail(path, what, fix)
         for name, model in config.models.items():
             self._backends(f"$.models.{name}", model, config.listen)

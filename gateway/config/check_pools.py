@@ -1,6 +1,6 @@
 """What types cannot say of pools. Pure: each function yields (path, fault, likely fix) for what cannot work."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from urllib.parse import urlsplit
 
@@ -27,6 +27,7 @@ def pool_faults(config: Config, environ: Mapping[str, str]) -> Iterator[Fault]:
             yield from _of_sleep(f"$.models.{name}.pool", model)
             if isinstance(model.pool, KubernetesPool):
                 yield from _of_kubernetes(f"$.models.{name}.pool", model.pool)
+    yield from gpu_faults(config, [gpu.memory for gpu in config.pools.gpus])
     yield from _of_lease(config)
     if (
         (
@@ -37,6 +38,27 @@ def pool_faults(config: Config, environ: Mapping[str, str]) -> Iterator[Fault]:
         and not environ.get("KUBERNETES_SERVICE_HOST")
     ):
         yield "$.pools.kubernetes.server", "is missing, and this is no Pod", "say where the Kubernetes API is"
+
+
+def gpu_faults(config: Config, gpus: Sequence[int]) -> Iterator[Fault]:
+    """Pools of this node whose servers could never start on these GPUs, bytes each. None known: no fault."""
+    for name, model in config.models.items():
+        pool, path = model.pool, f"$.models.{name}.pool"
+        if not gpus or not isinstance(pool, ProcessPool | DockerPool):
+            continue
+        large = sum(size >= (pool.memory or 0) for size in gpus)
+        if pool.gpus > len(gpus):
+            yield (
+                f"{path}.gpus",
+                f"{pool.gpus} for each server, and this node has {len(gpus)}",
+                "lower it, or correct `pools.gpus`",
+            )
+        elif pool.gpus > large:
+            yield (
+                f"{path}.memory",
+                f"of {pool.gpus} GPU{'s' if pool.gpus > 1 else ''}, and this node has {large} with as much",
+                "lower it, or correct `pools.gpus`",
+            )
 
 
 def _of_lease(config: Config) -> Iterator[Fault]:
@@ -98,6 +120,8 @@ def _of_sleep(path: str, model: Model) -> Iterator[Fault]:
     """What keeps vLLM from sleeping, as far as it can be seen."""
     pool = model.pool
     if pool is None or pool.sleep_after_s is None:
+        if pool is not None and pool.sleep_level is not None:
+            yield f"{path}.sleep_level", "of no use without `sleep_after_s`", "give that, or remove this"
         return
     if isinstance(pool, ProcessPool | DockerPool) and _sleepless(pool):
         yield (

@@ -17,7 +17,7 @@ from .model import Backend
 from .redis import RedisServer, RedisTls
 from .shape import shape
 from .source import MAX_FILE_BYTES, parse
-from .structs import Config, Tls
+from .structs import STDERR, Config, Tls
 
 Server = TypeVar("Server", bound=RedisServer)
 _NOBODY: dict[str, Any] = {"-": {"backends": []}}
@@ -105,6 +105,11 @@ def _rooted(config: Config, folder: Path) -> Config:
         keys = replace(keys, redis=_reached(keys.redis, folder))
     if config.store is not None:
         config = replace(config, store=_reached(config.store, folder))
+    access = config.log.access
+    if access is not None and access.path != STDERR:
+        config = replace(
+            config, log=replace(config.log, access=replace(access, path=str(folder / access.path)))
+        )
     pools = config.pools
     if pools.redis is not None:
         pools = replace(pools, redis=_reached(pools.redis, folder))

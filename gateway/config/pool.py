@@ -46,9 +46,11 @@ class PoolTerms(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, t
         Meta(description="With nothing in flight for so long vLLM sleeps. Absent: it does not."),
     ] = None
     sleep_level: Annotated[
-        Literal[1, 2],
-        Meta(description="vLLM's: 1 keeps the weights in main memory, 2 drops them and wakes by reloading."),
-    ] = 1
+        Literal[1, 2] | None,
+        Meta(
+            description="vLLM's: 1 keeps the weights in main memory, 2 drops them and wakes by reloading. Absent: 1."
+        ),
+    ] = None
     hold_silent_s: Annotated[
         Wait,
         Meta(

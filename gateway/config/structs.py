@@ -21,6 +21,8 @@ from .store import Store
 
 MAX_BACKENDS = 256
 MAX_MODELS = 256
+STDERR = "stderr"
+"""What `log.access.path` calls standard error."""
 
 
 class Tls(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -212,12 +214,53 @@ class Health(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = "/health"
 
 
+class Access(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The access log: a line of JSON for each request."""
+
+    path: Annotated[
+        Env,
+        Meta(
+            description="A file, which may be moved away at any time, or `stderr`; a relative path starts at the "
+            "configuration's folder."
+        ),
+    ] = STDERR
+    sample: Annotated[
+        float,
+        Meta(ge=0, le=1, description="The share of requests that is written; those that failed always are."),
+    ] = 1.0
+
+
 class Log(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is written to standard error."""
+    """What is written to standard error, and of requests."""
 
     level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], Meta(description="The lowest level that is written.")
     ] = "INFO"
+    access: Annotated[Access | None, Meta(description="A line for each request. Absent: none.")] = None
+
+
+class Telemetry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Traces for OpenTelemetry; needs the extra `otel`."""
+
+    otlp_endpoint: Annotated[
+        Env, Meta(description="URL at which a collector takes OTLP over HTTP; `/v1/traces` is added to it.")
+    ]
+    sample_ratio: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="The share of requests that is traced, of those without a valid `traceparent`; of "
+            "the others its flag decides.",
+        ),
+    ] = 1.0
+    headers_env: Annotated[
+        EnvName | None,
+        Meta(
+            description="Name of the environment variable that holds header fields for the collector: "
+            "`name=value,name=value`."
+        ),
+    ] = None
 
 
 class Connections(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -280,5 +323,6 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     breaker: Annotated[Breaker, Meta(description="Backends that fail.")] = Breaker()
     discovery: Annotated[Discovery, Meta(description="Backends found by name.")] = Discovery()
     log: Annotated[Log, Meta(description="The log.")] = Log()
+    telemetry: Annotated[Telemetry | None, Meta(description="Traces. Absent: none are made.")] = None
     upstream: Annotated[UpstreamSettings, Meta(description="Connections to backends.")] = UpstreamSettings()
     pools: Annotated[Pools, Meta(description="What pools of servers that sleep share.")] = Pools()

@@ -1,0 +1,207 @@
+"""Tells of requests when they have ended: to the access log, and of those that are traced to a collector.
+
+Called at the end of the loop's turn, for all requests of it in a row. Where neither is configured there is none of it,
+and requests are plain exchanges.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from random import Random
+from time import perf_counter_ns, time_ns
+from typing import TYPE_CHECKING, Any
+
+from ...cache.outcome import Outcome
+from ..config import Access, Config, Telemetry
+from ..limits.usage import usage_of
+from ..metrics import ACCESS_LOST, SPANS_LOST, Metrics
+from .access_log import AccessLog, Line
+from .tracing import Tracing, Trip
+
+if TYPE_CHECKING:
+    from ..endpoints import Endpoint
+    from .told import Told
+
+_FOLLOWED = Outcome.COALESCED.value
+_ASKED = frozenset({Outcome.MISS.value, Outcome.BYPASS.value})
+_MOST_CHARS = 512
+_MS = 1e6
+_CLOSE_S = 1.0
+
+
+class Reporter:
+    """One worker's. ``access`` and ``tracing`` are None where they are not configured."""
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        instance: str,
+        metrics: Metrics,
+        access: Access | None,
+        traces: Telemetry | None,
+    ) -> None:
+        self._metrics = metrics
+        self._random = Random(os.urandom(16))
+        self.access = AccessLog(access) if access is not None else None
+        self.tracing: Tracing | None = None
+        if traces is not None:
+            headers = environ.get(traces.headers_env, "") if traces.headers_env else ""
+            self.tracing = Tracing(traces, headers, f"{instance}-{os.getpid()}", self._random)
+        self._reported = 0, 0
+        self.report()
+
+    def tell(self, answered: Iterable[tuple[Any, Endpoint | None, str, int, int]]) -> None:
+        """Of requests that have ended: the exchange, its endpoint and path, when its body came, and since then."""
+        access, tracing, lines = self.access, self.tracing, []
+        now, wall_ns = perf_counter_ns(), time_ns()
+        time = datetime.fromtimestamp(wall_ns / 1e9, UTC)
+        for exchange, endpoint, path, started, total in answered:
+            if not exchange.witnessed:
+                continue  # it came before this was configured
+            told: Told = exchange
+            written = access is not None and (
+                access.sample == 1.0 or not 0 < told.status < 400 or self._random.random() < access.sample
+            )
+            traced = tracing is not None and told.span_id
+            if not written and not traced:
+                continue
+            ended = started + total if started else now
+            tokens = _tokens(told)
+            if written:
+                lines.append(_line(told, path, time, ended, tokens))
+            if traced:
+                assert tracing is not None
+                tracing.put(_trip(told, endpoint, path, wall_ns - now, ended, tokens))
+        if lines:
+            assert access is not None
+            access.put(lines)
+
+    def report(self) -> None:
+        """Count what was lost since the last time."""
+        lost = (
+            self.access.outlet.lost if self.access is not None else 0,
+            self.tracing.outlet.lost if self.tracing is not None else 0,
+        )
+        for family, now, before in zip((ACCESS_LOST, SPANS_LOST), lost, self._reported, strict=True):
+            self._metrics.count(family, n=now - before)
+        self._reported = lost
+
+    def serves(self, config: Config) -> bool:
+        """Whether this is what is configured."""
+        mine = self.access and self.access.settings, self.tracing and self.tracing.settings
+        return mine == (config.log.access, config.telemetry)
+
+    def end(self) -> None:
+        """Take nothing more; what waits is still told, in its own time."""
+        for outlet in self._outlets():
+            outlet.close()
+        self.report()
+
+    async def close(self) -> None:
+        """As :meth:`end`, and wait for that for a bounded time."""
+        self.end()
+        for outlet in self._outlets():
+            await asyncio.to_thread(outlet.join, _CLOSE_S)
+        self.report()
+
+    def _outlets(self) -> list[Any]:
+        return [part.outlet for part in (self.access, self.tracing) if part is not None]
+
+
+def _tokens(told: Told) -> tuple[int, int] | None:
+    """What the answer has cost; what comes from the cache or a flight has cost nothing, or somebody else."""
+    if told.meter is not None:
+        return told.meter.tokens() if told.cache != _FOLLOWED else None
+    return usage_of(told.told) if told.told and told.cache != _FOLLOWED else None
+
+
+def _line(told: Told, path: str, time: datetime, ended: int, tokens: tuple[int, int] | None) -> Line:
+    began = int(told.began_s * 1e9)
+    raw = told.raw
+    line = Line(
+        time=time,
+        request_id=told.request_id,
+        client=told.client,
+        method=told.method,
+        path=path[:_MOST_CHARS],
+        status=told.status,
+        ms=(ended - began) / _MS,
+        model=told.model,
+        error=told.error,
+        cache=told.cache,
+        request_bytes=len(raw.body) if raw is not None else 0,
+        response_bytes=told.sent_bytes,
+        trace_id=told.trace_id,
+    )
+    if told.first_ns:
+        line.first_byte_ms = (told.first_ns - began) / _MS
+    caller = told.caller
+    if caller is not None:
+        line.tenant, line.key = caller.tenant, caller.id
+    if told.cache in _ASKED:
+        line.backend, line.attempts, line.fallback = _answered_by(told)
+        if told.reason is not None:
+            line.cache_reason = told.reason.value
+    if told.upstream_ns or told.queued_ns or told.far_ns or told.body_ns:
+        line.upstream_ms, line.wake_ms = told.upstream_ns / _MS, told.wake_ns / _MS
+        line.queue_ms = (told.queued_ns - told.wake_ns) / _MS
+        line.redis_ms, line.body_ms = told.far_ns / _MS, told.body_ns / _MS
+    if tokens is not None:
+        line.prompt_tokens, line.completion_tokens = tokens
+    return line
+
+
+def _answered_by(told: Told) -> tuple[str, int, str]:
+    """The last backend, how many attempts there were, and the model that stood in."""
+    fields = dict(told.fields or ())
+    backend, attempts = fields.get("x-penstock-backend", ""), fields.get("x-penstock-attempts", "0")
+    if not backend and told.attempts:
+        return told.attempts[-1].backend, len(told.attempts), ""
+    return backend, int(attempts), fields.get("x-penstock-fallback", "")
+
+
+def _trip(
+    told: Told, endpoint: Endpoint | None, path: str, wall_ns: int, ended: int, tokens: tuple[int, int] | None
+) -> Trip:
+    scheme, version = told.protocol
+    caller, raw = told.caller, told.raw
+    return Trip(
+        told.trace_id,
+        told.span_id,
+        told.parent.span_id if told.parent is not None else "",
+        told.trace_state,
+        wall_ns,
+        int(told.began_s * 1e9),
+        ended,
+        told.method,
+        path[:_MOST_CHARS],
+        endpoint.path if endpoint is not None else "",
+        scheme,
+        version,
+        told.client,
+        told.status,
+        told.error,
+        told.model,
+        {
+            "penstock.request_id": told.request_id,
+            "penstock.cache": told.cache,
+            "penstock.cache_reason": told.reason.value if told.reason is not None else "",
+            "penstock.tenant": caller.tenant if caller is not None else "",
+            "penstock.key": caller.id if caller is not None else "",
+            "penstock.body_s": told.body_ns / 1e9,
+            "penstock.redis_s": told.far_ns / 1e9,
+            "penstock.queue_s": (told.queued_ns - told.wake_ns) / 1e9,
+            "penstock.wake_s": told.wake_ns / 1e9,
+            "penstock.first_byte_s": (told.first_ns - int(told.began_s * 1e9)) / 1e9
+            if told.first_ns
+            else 0.0,
+            "http.request.body.size": len(raw.body) if raw is not None else 0,
+            "http.response.body.size": told.sent_bytes,
+        },
+        told.beginning or bytes(told.told[:2048]),
+        tokens,
+        told.attempts,
+    )

@@ -1,0 +1,128 @@
+"""An exchange that is told of afterwards: as its base, and keeps what the access log and traces say of it."""
+
+from __future__ import annotations
+
+import re
+from time import perf_counter_ns
+from typing import TYPE_CHECKING
+
+from ..exchange import Exchange
+from ..fleet import Backend
+from ..raw import RawRequest
+from .trace_context import Parent, parent_of, state_of
+
+if TYPE_CHECKING:
+    from .tracing import Tracing
+
+#: Lines of a head that carry a trace, and what they say.
+_LINES = re.compile(r"^(traceparent|tracestate): ([^\r\n]*)\r\n", re.MULTILINE)
+#: As much of an answer is kept to find out which model gave it.
+_BEGINNING_BYTES = 2048
+
+
+class Attempt:
+    """One upstream call. Times are perf_counter_ns; ``ended_ns`` 0: it ended with the request. ``span_id`` in hex."""
+
+    __slots__ = ("backend", "began_ns", "cause", "ended_ns", "model", "span_id", "status")
+
+    def __init__(self, backend: str, model: str, began_ns: int) -> None:
+        self.backend = backend
+        self.model = model
+        self.began_ns = began_ns
+        self.ended_ns = 0
+        self.status = 0
+        self.cause = ""
+        self.span_id = ""
+
+
+class Told(Exchange):
+    """One request and its way back. ``span_id``: of a request that is traced."""
+
+    witnessed = True
+    raw: RawRequest | None = None
+    fields: list[tuple[str, str]] | None = None
+    sent_bytes = 0
+    beginning = b""
+    attempts: tuple[Attempt, ...] = ()
+    trace_id = ""
+    span_id = ""
+    parent: Parent | None = None
+    trace_state = ""
+    #: where its upstream calls' spans come from
+    tracing: Tracing | None = None
+
+    @property
+    def method(self) -> str:
+        """The request's method."""
+        method: str = self._scope.method
+        return method
+
+    @property
+    def protocol(self) -> tuple[str, str]:
+        """Its scheme and the version of HTTP."""
+        return self._scope.scheme, self._scope.http_version
+
+    def read_head(self, path: str) -> tuple[RawRequest, int | None]:
+        """As in the base; a request that is traced loses what it says of its trace: each call upstream has its own."""
+        raw, length = super().read_head(path)
+        self.raw = raw
+        forwarded = raw.forwarded
+        said = "traceparent: " in forwarded or "tracestate: " in forwarded
+        if said:
+            lines = _LINES.findall(forwarded)
+            parent = self.parent = parent_of([value for name, value in lines if name == "traceparent"])
+            if parent is not None:
+                self.trace_id = parent.trace_id
+        reporter = self._worker.reporter
+        tracing = reporter.tracing if reporter is not None else None
+        if tracing is None:
+            return raw, length
+        self.tracing = tracing
+        tracing.begin(self, path)
+        if said and (self.span_id or self.parent is None):
+            raw.forwarded = _LINES.sub("", forwarded)
+            if self.parent is not None:
+                self.trace_state = state_of([value for name, value in lines if name == "tracestate"])
+        return raw, length
+
+    def respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        """As in the base."""
+        super().respond(status, headers, body)
+        self.fields = headers
+        self.sent_bytes += len(body)
+
+    def stream(self, status: int, headers: list[tuple[str, str]]) -> Exchange:
+        """As in the base."""
+        self.fields = headers
+        return super().stream(status, headers)
+
+    def send(self, data: bytes) -> None:
+        """As in the base."""
+        super().send(data)
+        if self.span_id and not self.sent_bytes:
+            self.beginning = data[:_BEGINNING_BYTES]
+        self.sent_bytes += len(data)
+
+    # ---- upstream calls
+
+    def asks(self, backend: Backend, model: str) -> str:
+        """As in :class:`Life`."""
+        now = perf_counter_ns()
+        if self.attempts:
+            self._end(now)
+        attempt = Attempt(backend.name, model, now)
+        self.attempts = (*self.attempts, attempt)
+        return self.tracing.lines(self, attempt) if self.tracing is not None else ""
+
+    def answered(self, status: int) -> None:
+        """As in :class:`Life`."""
+        self.attempts[-1].status = status
+
+    def missed(self, cause: str) -> None:
+        """As in :class:`Life`."""
+        self.attempts[-1].cause = cause
+        self._end(perf_counter_ns())
+
+    def _end(self, now: int) -> None:
+        last = self.attempts[-1]
+        last.ended_ns = last.ended_ns or now
