@@ -119,7 +119,10 @@ class AdminApp:
             # a browser says so of what a page sends, and there is no page of ours: it is somebody else's
             raise Refused(403, "web pages may not change anything here", "origin_not_allowed")
         body = await read_body(scope, proto) if scope.method == "POST" else b""
-        return await handler(Question(rest, scope.query_string, headers.get("content-type") or "", body))
+        content_type = headers.get("content-type") or ""
+        return await handler(
+            Question(rest, scope.query_string, content_type, body, lambda: proto.client_disconnect())
+        )
 
     def _allowed(self, authorization: str | None) -> bool:
         if self._key is None:

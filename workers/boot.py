@@ -37,6 +37,7 @@ from ..gateway.rsgi import App as RequestApp
 from ..gateway.worker import Worker
 from . import affinity, logs, store
 from .admin import is_admin_path
+from .debug.hatch import Hatch
 from .forward import Forward
 from .foundation import CONTROL
 from .host import Host, RsgiApp, serve
@@ -245,6 +246,8 @@ class _Life:
         self._supervisor = os.getppid()
 
     def run(self) -> None:
+        hatch = Hatch(self._mine.folder, self._slot.index, self._slot.generation, self._loop)
+        hatch.open()
         self._loop.run_until_complete(self._app.start())
         listen = self._published.config.listen
         tls = (listen.tls.cert, listen.tls.key) if listen.tls else None
@@ -266,6 +269,7 @@ class _Life:
         self._say(READY)
         log.info("worker_ready slot=%d generation=%d", self._slot.index, self._seen)
         self._loop.run_until_complete(self._until_left(host))
+        hatch.close()
 
     def _told(self, replaced: bool) -> None:
         if os.getppid() != self._supervisor:

@@ -37,6 +37,8 @@ from .board import Board
 from .boot import READY, RELOADED, Inheritance, settle_memory
 from .cache_admin import CacheAdmin
 from .cache_stats import CacheStats
+from .debug.hatch import Hatch
+from .debug.pages import DebugPages
 from .discovery import Discovery
 from .expand import Found, expand
 from .gpu_view import gpu_metrics
@@ -79,7 +81,10 @@ def run_controller(mine: Inheritance, source: Source, cores: tuple[int, ...]) ->
     slot = claim(segment, segment.geometry.controller, pid, start)
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
+    hatch = Hatch(mine.folder, slot.index, slot.generation, loop)
+    hatch.open()
     loop.run_until_complete(Controller(mine, source, segment, arena, published).run())
+    hatch.close()
     slot.release()
     return 0
 
@@ -240,6 +245,7 @@ class Controller:
             admin.PROXY_STATS: {"GET": self._proxy.stats},
             admin.PROXY_METRICS: {"GET": self._scraped_here},
             admin.PROXY_VERSION: {"GET": self._proxy.version},
+            **DebugPages(self._segment, self._mine.folder, f"penstock {package_version()}").routes(),
         }
 
     async def _alive(self, _: Question) -> Answer:

@@ -7,6 +7,7 @@ RSGI gives no bounds of its own, and a body that breaks off looks like a good on
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
@@ -19,14 +20,21 @@ MAX_BODY_BYTES = 16 * 1024
 BODY_TIMEOUT_S = 10.0
 
 
+async def _never() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
-    """rest: what follows the path of a route that ends in a slash. query: without the question mark."""
+    """rest: what follows the path of a route that ends in a slash. query: without the question mark. gone: waits until
+    the client has left.
+    """
 
     rest: str = ""
     query: str = ""
     content_type: str = ""
     body: bytes = b""
+    gone: Callable[[], Awaitable[None]] = _never
 
     def flag(self, name: str) -> bool:
         """Whether the query says `name=true`."""
