@@ -18,6 +18,7 @@ from .metrics import (
     DURATION,
     ERRORS,
     FIRST_TOKEN,
+    REQUESTS,
     STAGES,
     TOKENS,
     Metrics,
@@ -44,14 +45,18 @@ class Counted(Protocol):
     meter: StreamMeter | None
 
 
+#: How one kind of request is counted: that there was one, that it passed the cache by, and its times, whole and added.
+_Plan = tuple[Observe, Observe | None, Observe, Observe]
+
+
 class Ledger:
     """One worker's."""
 
-    __slots__ = ("_backend", "_body", "_l2", "_metrics", "_observers", "_queue", "_stream", "_tokens")
+    __slots__ = ("_backend", "_body", "_l2", "_metrics", "_plans", "_queue", "_stream", "_tokens")
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._observers: dict[tuple[Endpoint, str], tuple[Observe, Observe]] = {}
+        self._plans: dict[tuple[object, ...], _Plan] = {}
         self._tokens: dict[str, tuple[Observe, Observe]] = {}
         self._body, self._l2, self._queue, self._backend, self._stream = (
             metrics.histogram(STAGES, stage) for stage in ("body", "l2", "queue", "backend", "stream")
@@ -61,28 +66,41 @@ class Ledger:
         """One request has ended. ``started`` (perf_counter_ns): its body was there; 0: it never was. ``total``: since
         then (ns).
         """
-        metrics = self._metrics
-        name = endpoint.path if endpoint is not None else "other"
-        metrics.request(one.model, name, one.status, one.cache)
-        if one.reason is not None:
-            metrics.count(BYPASSES, one.model, one.reason.value)
+        kind = endpoint, one.model, one.status, one.cache, one.reason
+        try:
+            count, bypass, whole, ahead = self._plans[kind]
+        except KeyError:
+            count, bypass, whole, ahead = self._plans[kind] = self._plan(one, endpoint)
+        count(1)
+        if bypass is not None:
+            bypass(1)
         if endpoint is None or not started:
             return
-        observers = self._observers.get((endpoint, one.cache))
-        if observers is None:
-            observers = metrics.histogram(DURATION, name), metrics.histogram(ADDED, name, one.cache)
-            self._observers[(endpoint, one.cache)] = observers
-        observers[0](total)
-        waited = one.upstream_ns + one.queued_ns
+        whole(total)
+        upstream, queued = one.upstream_ns, one.queued_ns
         if one.first_ns:
-            added = one.first_ns - started - waited
-            observers[1](added if added > 0 else 0)
-        if waited or one.far_ns or one.body_ns:
+            added = one.first_ns - started - upstream - queued
+            ahead(added if added > 0 else 0)
+        if upstream or queued or one.far_ns or one.body_ns:
             self._stages(one, started, total)
 
     def failed(self, model: str, fault: Fault) -> None:
         """The gateway says itself that a request failed."""
         self._metrics.count(ERRORS, model, fault.kind.value)
+
+    def _plan(self, one: Counted, endpoint: Endpoint | None) -> _Plan:
+        metrics, reason = self._metrics, one.reason
+        bypass = None if reason is None else metrics.counter(BYPASSES, one.model, reason.value)
+        if endpoint is None:
+            count = metrics.counter(REQUESTS, one.model, "other", str(one.status), one.cache)
+            return count, bypass, count, count  # such a request is not timed
+        name = endpoint.path
+        return (
+            metrics.counter(REQUESTS, one.model, name, str(one.status), one.cache),
+            bypass,
+            metrics.histogram(DURATION, name),
+            metrics.histogram(ADDED, name, one.cache),
+        )
 
     def _stages(self, one: Counted, started: int, total: int) -> None:
         """Of a request that was no mere look into memory."""

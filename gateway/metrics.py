@@ -278,13 +278,12 @@ def series(family: Family, *labels: str) -> bytes:
 class Metrics:
     """What one worker counts; every method is a dictionary look-up and a few stores."""
 
-    __slots__ = ("_cells", "_histograms", "_known", "_requests", "_row")
+    __slots__ = ("_cells", "_histograms", "_known", "_row")
 
     def __init__(self, row: Row) -> None:
         self._row = row
         self._cells = row.cells
         self._known: dict[tuple[object, ...], int] = {}
-        self._requests: dict[tuple[str, str, int, str], int] = {}
         self._histograms: dict[tuple[object, ...], Observe] = {}
 
     def count(self, family: Family, *labels: str, n: int = 1) -> None:
@@ -303,14 +302,6 @@ class Metrics:
             cells[at] += n
 
         return add
-
-    def request(self, model: str, endpoint: str, status: int, cache: str = "") -> None:
-        """Counts one answered request; ``cache`` is a value of :class:`penstock.cache.outcome.Outcome`, or empty."""
-        at = self._requests.get((model, endpoint, status, cache))
-        if at is None:
-            at = self._row.cell(series(REQUESTS, model, endpoint, str(status), cache))
-            self._requests[(model, endpoint, status, cache)] = at
-        self._cells[at] += 1
 
     def gauge(self, family: Family, *labels: str, value: int) -> None:
         """Stores a gauge's value (in the unit that ``family.scale`` turns into the exported one)."""

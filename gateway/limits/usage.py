@@ -21,10 +21,10 @@ _PART = re.compile(
     rb"\s*:\s*(\d{1,8})(?![\d.eE])"
 )
 _TOTAL = re.compile(rb'"usage"\s*:\s*\{[^{}]{0,400}"total_tokens"\s*:\s*(\d{1,8})(?![\d.eE])')
-#: as vLLM writes it
-_VLLM = re.compile(
-    rb'"usage"\s*:\s*\{\s*"prompt_tokens"\s*:\s*(\d{1,8}),\s*"total_tokens"\s*:\s*\d{1,8},'
-    rb'\s*"completion_tokens"\s*:\s*(\d{1,8})(?![\d.eE])'
+#: as vLLM writes it, and as OpenAI does, with the total last
+_USUAL = re.compile(
+    rb'"usage"\s*:\s*\{\s*"prompt_tokens"\s*:\s*(\d{1,8}),\s*(?:"total_tokens"\s*:\s*\d{1,8},\s*)?'
+    rb'"completion_tokens"\s*:\s*(\d{1,8})(?![\d.eE])'
 )
 _MESSAGE_END = b'"message_delta"'
 _OBJECT_BYTES = 2048  # as far as one is read
@@ -49,7 +49,7 @@ def usage_of(body: bytes | bytearray) -> tuple[int, int] | None:
     at = body.rfind(_KEY)
     if at < 0:
         return None
-    usual = _VLLM.match(body, at)
+    usual = _USUAL.match(body, at)
     if usual:
         return int(usual[1]), int(usual[2])
     found = _last(bytes(body))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from penstock.cache.outcome import NoCache
 from penstock.gateway.endpoints import ENDPOINTS
 from penstock.gateway.errors import Fault, Kind
 from penstock.gateway.ledger import Ledger
@@ -15,6 +16,8 @@ from penstock.gateway.limits.usage import usage_of
 from penstock.gateway.meter import StreamMeter
 from penstock.gateway.metrics import (
     ADDED,
+    BYPASSES,
+    DURATION,
     ERRORS,
     FIRST_TOKEN,
     REQUESTS,
@@ -66,6 +69,21 @@ def recorded(one: Any, *, started: int = 1000, total: int = 900) -> Row:
     row = Row()
     Ledger(Metrics(row)).record(one, CHAT, started, total)
     return row
+
+
+def test_requests_are_counted_by_model_endpoint_status_cache_and_reason() -> None:
+    row = Row()
+    ledger = Ledger(Metrics(row))
+    for status in (200, 200, 502):
+        ledger.record(request(status=status, cache="BYPASS", reason=NoCache.OFF), CHAT, 1, 1)
+    ledger.record(request(cache="HIT-L1"), CHAT, 1, 1)
+    ledger.record(request(model="", status=404, cache=""), None, 0, 0)
+    assert row.read(REQUESTS, "m", CHAT.path, "200", "BYPASS") == [2]
+    assert row.read(REQUESTS, "m", CHAT.path, "502", "BYPASS") == [1]
+    assert row.read(REQUESTS, "m", CHAT.path, "200", "HIT-L1") == [1]
+    assert row.read(REQUESTS, "", "other", "404", "") == [1]
+    assert row.read(BYPASSES, "m", "off") == [3]
+    assert [sum(row.read(DURATION, CHAT.path)[:-1]), row.read(DURATION, "other")] == [4, []]
 
 
 def test_what_a_request_waited_for_is_not_what_the_gateway_added() -> None:

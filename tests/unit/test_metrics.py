@@ -9,7 +9,6 @@ from penstock.gateway.metrics import (
     ADDED,
     FAMILIES,
     LATENCY_BUCKETS_S,
-    REQUESTS,
     RETRIES,
     Family,
     Metrics,
@@ -37,17 +36,6 @@ class Row:
 
 def test_a_series_is_named_by_family_and_labels() -> None:
     assert msgspec.msgpack.decode(series(RETRIES, "m", "503")) == [RETRIES.name, ["m", "503"]]
-
-
-def test_requests_are_counted_by_model_endpoint_status_and_cache() -> None:
-    row = Row()
-    metrics = Metrics(row)
-    for status in (200, 200, 502):
-        metrics.request("m", "/v1/completions", status)
-    metrics.request("m", "/v1/completions", 200, "HIT-L1")
-    assert row.read(REQUESTS, "m", "/v1/completions", "200", "") == [2]
-    assert row.read(REQUESTS, "m", "/v1/completions", "200", "HIT-L1") == [1]
-    assert row.read(REQUESTS, "m", "/v1/completions", "502", "") == [1]
 
 
 def test_a_successor_goes_on_counting_in_the_same_cells() -> None:
