@@ -97,15 +97,22 @@ def _checked(file: Path, document: Path | None, environ: Mapping[str, str]) -> s
     source = Source(file)
     own = source.file()
     if document is not None:
-        source.compose(own, Layer(name=str(document), text=_unmarked(document)[1]), environ)
-        return f"{file} with {document}: good"
+        layer = Layer(name=str(document), text=_unmarked(document)[1])
+        return _good(f"{file} with {document}", source.compose(own, layer, environ))
     part = own_part(own.name, own.text, file.absolute().parent, environ)
     if part.store is not None and not names_models(own.name, own.text):
         nobody = Layer(name=own.name, text='models: {"-": {backends: [{url: "http://nobody.invalid"}]}}')
         source.compose(own, nobody, environ)
         return f"{file}: good, as far as it goes; `--document` checks it with the models of a document"
-    source.compose(own, None, environ)
-    return f"{file}: good"
+    return _good(str(file), source.compose(own, None, environ))
+
+
+def _good(name: str, config: Config) -> str:
+    from .gpu_check import gpu_doubts
+    from .pools.nvml import Nvml
+
+    doubts = gpu_doubts(name, config, Nvml(open_timeout_s=3.0))
+    return "\n".join([f"{name}: good{', but on this machine' if doubts else ''}", *doubts])
 
 
 class _Store:

@@ -1,20 +1,26 @@
 """What is told, before anything starts, of pools whose servers could not be started or could not sleep."""
 
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from penstock.gateway.config import Config, load
+from penstock.gateway.config import GIB, Config, load
 from penstock.gateway.config.check_pools import pool_faults
+from penstock.workers.cli import main
+from tests.support.nvml import FakeGpu, FakeLibrary, pynvml_over
 
 VLLM = ["vllm", "serve", "Qwen/Qwen3-8B", "--port", "{port}"]
 DOCKER = {"provider": "docker", "image": "vllm/vllm-openai:v0.11.0"}
 WEBHOOK = {"provider": "webhook", "url": "https://hooks.lan/x", "secret_env": "SECRET"}
 
 
-def faults(pool: dict[str, Any], *backends: dict[str, Any]) -> list[str]:
-    config = msgspec.convert({"models": {"m": {"pool": pool, "backends": list(backends)}}}, Config)
+def faults(pool: dict[str, Any], *backends: dict[str, Any], gpus: Sequence[dict[str, Any]] = ()) -> list[str]:
+    models = {"m": {"pool": pool, "backends": list(backends)}}
+    config = msgspec.convert({"models": models, "pools": {"gpus": list(gpus)}}, Config)
     return [f"{path}: {fault}" for path, fault, _ in pool_faults(config, {"SECRET": "s"})]
 
 
@@ -45,6 +51,36 @@ def test_a_vllm_that_is_to_sleep_needs_its_sleep_mode(command: list[str]):
     assert sleeps(*command, "--enable_sleep_mode")
     assert sleeps(*command, "--config", "vllm.yaml")  # which may say it
     assert faults({"provider": "process", "command": command}) == []
+
+
+def test_a_level_of_sleep_needs_a_time_to_sleep():
+    assert faults(DOCKER | {"sleep_level": 1}) == [
+        "$.models.m.pool.sleep_level: of no use without `sleep_after_s`"
+    ]
+    command = ["--enable-sleep-mode"]
+    assert faults(DOCKER | {"sleep_level": 2, "sleep_after_s": 60, "command": command}) == []
+
+
+@pytest.mark.parametrize(
+    ("pool", "told"),
+    [
+        ({"gpus": 2, "memory": 40 * GIB}, []),
+        ({"gpus": 0, "memory": 4000 * GIB}, []),
+        ({"gpus": 3}, ["$.models.m.pool.gpus: 3 for each server, and this node has 2"]),
+        (
+            {"gpus": 2, "memory": 80 * GIB},
+            ["$.models.m.pool.memory: of 2 GPUs, and this node has 1 with as much"],
+        ),
+        ({"memory": 81 * GIB}, ["$.models.m.pool.memory: of 1 GPU, and this node has 0 with as much"]),
+    ],
+    ids=["fits", "none", "number", "two", "one"],
+)
+def test_a_server_that_no_gpus_of_this_node_could_carry_is_refused(pool: dict[str, Any], told: list[str]):
+    gpus = [{"memory": 40 * GIB}, {"memory": 80 * GIB}]
+    assert faults(DOCKER | pool, gpus=gpus) == told
+    assert faults(DOCKER | pool) == []  # nobody knows
+    elsewhere = WEBHOOK | {key: value for key, value in pool.items() if key == "gpus"}
+    assert faults(elsewhere, {"url": "http://a"}, gpus=gpus) == []
 
 
 @pytest.mark.parametrize(
@@ -143,3 +179,25 @@ def test_a_command_that_does_not_say_the_port_is_refused_before_it_is_waited_for
     assert told.startswith("$.models.m.pool.command: nothing tells the server on which port to listen")
     assert faults({"provider": "process", "command": ["sh", "-c", "exec vllm serve x --port {port}"]}) == []
     assert faults(DOCKER | {"command": ["--model", "x"]}) == [], "a container's port is its own"
+
+
+def test_what_this_machine_could_not_carry_is_told_of_a_file_that_does_not_say_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "pynvml", pynvml_over(FakeLibrary([FakeGpu(80 * GIB)])))
+    file = tmp_path / "p.yaml"
+    text = "models: {m: {pool: {provider: docker, image: i, gpus: %d}}}\n"
+    file.write_text(text % 2)
+    assert main(["config", "check", str(file)]) == 0  # it may be for another machine
+    assert capsys.readouterr().out == (
+        f"{file}: good, but on this machine\n"
+        f"{file}: $.models.m.pool.gpus: 2 for each server, and this node has 1; lower it, or run it elsewhere\n"
+    )
+    for good in (text % 1, text % 2 + "pools: {gpus: [{memory: 8GiB}, {memory: 8GiB}]}\n"):
+        file.write_text(good)
+        assert main(["config", "check", str(file)]) == 0
+        assert capsys.readouterr().out == f"{file}: good\n"
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # is not installed
+    file.write_text(text % 2)
+    assert main(["config", "check", str(file)]) == 0
+    assert capsys.readouterr().out == f"{file}: good\n"

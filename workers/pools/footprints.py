@@ -60,7 +60,7 @@ def key_of(model: str, pool: Pool) -> str:
         if name not in _TERMS or name in ("provider", "gpus")
     }
     run.pop("keep", None)
-    run["sleeps"] = pool.sleep_level if pool.sleep_after_s is not None else 0
+    run["sleeps"] = (pool.sleep_level or 1) if pool.sleep_after_s is not None else 0
     return (
         f"{model[:200]}\n{hashlib.sha256(msgspec.json.encode(run, order='deterministic')).hexdigest()[:32]}"
     )

@@ -32,7 +32,7 @@ class Terms:
             target=max_concurrent if pool.target is None else pool.target,
             idle_timeout_s=pool.idle_timeout_s,
             sleep_after_s=pool.sleep_after_s,
-            sleep_level=pool.sleep_level,
+            sleep_level=pool.sleep_level or 1,
             ordered=ordered,
             preload=pool.preload,
         )
