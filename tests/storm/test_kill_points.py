@@ -12,7 +12,7 @@ from .killing import Rehearsed, kill_at_each, kill_points, meet_at_each, one_eac
 from .scenarios import FULL, GEOMETRY, SCENARIOS, SMALL, VICTIM, Hand, Journal
 from .world import World
 
-EVERY = 25
+EVERY = 60
 
 
 @pytest.fixture(scope="module")
