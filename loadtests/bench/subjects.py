@@ -21,6 +21,7 @@ from .rig.process import (
     answers,
     children,
     command_of,
+    connections,
     cpu_s,
     free_port,
     memory_kib,
@@ -215,6 +216,14 @@ class Gateway:
         if not page.has(REQUESTS):
             return 0
         return round(page.total(REQUESTS))
+
+    def without_clients(self) -> None:
+        """Wait until it has let go of all connections of clients."""
+        self._child.until(lambda: not connections(self._port), "no connection")
+
+    def clients(self) -> int:
+        """Return how many connections of clients are open now, as the kernel has them."""
+        return connections(self._port)
 
     def settled(self, timeout_s: float = 5.0) -> int:
         """Return the request counter once it has stopped moving."""

@@ -1,5 +1,6 @@
 """The bench's own arithmetic: a wrong figure there would be believed."""
 
+import socket
 import zlib
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from penstock.loadtests.bench.report import ratios, table
 from penstock.loadtests.bench.rig import events, payload
 from penstock.loadtests.bench.rig.client import percentile
 from penstock.loadtests.bench.rig.exposition import Exposition
+from penstock.loadtests.bench.rig.process import connections
 from penstock.loadtests.bench.rig.sender import big_body
 from penstock.loadtests.bench.scenarios import SCENARIOS
 from penstock.loadtests.bench.scenarios.memory import worst_lag_ms
@@ -63,6 +65,7 @@ def test_a_family_is_summed_over_its_series() -> None:
     page = Exposition(_PAGE)
     assert page.total("x_total") == 7
     assert page.total("x_total", 'status="503"') == 2
+    assert page.buckets("lag", 'worker="1"') == {0.01: 4.0, 0.05: 4.0, float("inf"): 4.0}
     assert page.buckets("lag") == {0.01: 14.0, 0.05: 15.0, float("inf"): 15.0}
 
 
@@ -103,6 +106,14 @@ def test_percentiles_are_values_that_were_seen() -> None:
     assert percentile([3.0, 1.0, 2.0], 50) == 2.0
     assert percentile([float(n) for n in range(100)], 99) == 99.0
     assert percentile([], 99) == 0.0
+
+
+def test_connections_are_counted_as_the_kernel_has_them() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert connections(port) == 0
+        with socket.create_connection(("127.0.0.1", port)), socket.create_connection(("127.0.0.1", port)):
+            assert connections(port) == 2
 
 
 def test_load_and_subject_get_cores_of_their_own_where_there_are_two() -> None:

@@ -122,7 +122,8 @@ def test_outcomes_are_told_apart_however_answers_are_cut():
     cut = b"|".join(_STREAM[at : at + 7] for at in range(0, len(_STREAM), 7))
     with server(lambda _, body: cut if b'"1 ' in body else _PLAIN) as one:
         found = run(one, corpus(False, True), rate=500, seconds=0.04, connections=2)
-    assert found.outcomes() == {"HIT-L1": 10, "MISS": 10}
+    assert found.outcomes == {"HIT-L1": 10, "MISS": 10}
+    assert found.hits == 10
     assert not found.failed
     first, whole = found.first[("MISS", True)], found.whole[("MISS", True)]
     assert all(a <= b for a, b in zip(first, whole, strict=True))
@@ -172,3 +173,11 @@ def test_a_generator_that_was_late_says_so(cpu: float, lag: dict[str, float], wh
     told = steady.late(cpu, lag)
     assert why in told
     assert bool(told) == bool(why)
+
+
+def test_what_comes_to_warm_up_is_counted_and_not_timed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(steady, "ACCEPTED_S", 0.0)
+    with server(lambda *_: _PLAIN) as one:
+        found = run(one, corpus(False), rate=1000, seconds=0.02, connections=2, warm_s=0.01)
+    assert found.outcomes == {"HIT-L1": 30}
+    assert found.good == found.planned == len(found.lag) == 20

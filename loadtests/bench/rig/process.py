@@ -138,6 +138,13 @@ def command_of(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
 
 
+def connections(port: int) -> int:
+    """Return how many TCP connections a server on this port of 127.0.0.1 has open (/proc/net/tcp)."""
+    local, is_open = f"0100007F:{port:04X}", ("01", "08")  # established, closed by the other side alone
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return sum(words[1] == local and words[3] in is_open for words in map(str.split, lines))
+
+
 def free_port() -> int:
     """Return a TCP port nothing listens on now."""
     with socket.socket() as probe:

@@ -40,7 +40,10 @@ MOST_LAG_P99_US = 1000.0
 
 _READ = 1 << 18
 _EVENTS = 16
-_GRACE_NS = 10 * 10**9
+_GRACE_NS = 5 * 10**9
+#: In which a server accepts the connections that were opened at once.
+ACCEPTED_S = 1.0
+_CONNECT_S = 0.5
 _LAP_DIGITS = len(questions.LAP)
 _CHUNKS_END = b"\r\n0\r\n\r\n"
 _STREAM_END = b"data: [DONE]\n\n"
@@ -49,22 +52,28 @@ _TAIL = len(_STREAM_END + _CHUNKS_END)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is sent. ``rate``: requests a second; ``lap``: the first lap of the corpus; ``pid``: whose processor time is
-    taken over the run, 0: nobody's.
+    """What is sent. ``rate``: requests a second. For ``warm_s`` before the clock runs they come at the same rate
+    and are not timed. ``lap``: the first lap of the corpus; ``pid``: whose processor time is taken, 0: nobody's.
     """
 
     url: str
     rate: float
     seconds: float
     connections: int = 256
+    warm_s: float = 0.0
     bearer: str = ""
     lap: int = 0
     pid: int = 0
 
     @property
     def requests(self) -> int:
-        """How many there will be."""
+        """How many there will be that are timed."""
         return round(self.rate * self.seconds)
+
+    @property
+    def before(self) -> int:
+        """How many come before these."""
+        return round(self.rate * self.warm_s)
 
     def due_ns(self, number: int) -> int:
         """When a request is due, counted from the beginning; it depends on nothing but its number."""
@@ -73,9 +82,13 @@ class Plan:
 
 @dataclass(slots=True)
 class Found:
-    """What was seen. Times in nanoseconds since the request was due, by outcome and whether it was a stream."""
+    """What was seen. Times in nanoseconds since the request was due, by outcome and whether it was a stream.
+
+    ``outcomes`` and ``failed`` are of all requests, the rest of those that were timed.
+    """
 
     planned: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
     first: dict[tuple[str, bool], list[int]] = field(default_factory=dict)
     whole: dict[tuple[str, bool], list[int]] = field(default_factory=dict)
     failed: Counter[str] = field(default_factory=Counter)
@@ -90,12 +103,10 @@ class Found:
         """Whole answers of status 200."""
         return sum(map(len, self.whole.values()))
 
-    def outcomes(self) -> dict[str, int]:
-        """Good answers by what the cache did."""
-        found: Counter[str] = Counter()
-        for (outcome, _), times in self.whole.items():
-            found[outcome] += len(times)
-        return dict(found)
+    @property
+    def hits(self) -> int:
+        """Good answers that the cache gave."""
+        return sum(len(times) for (outcome, _), times in self.whole.items() if outcome.startswith("HIT"))
 
     def as_dict(self) -> dict[str, object]:
         """Counts, and quantiles in microseconds."""
@@ -103,7 +114,8 @@ class Found:
             "planned": self.planned,
             "good": self.good,
             "failed": dict(self.failed),
-            "outcomes": self.outcomes(),
+            "hits": self.hits,
+            "outcomes": dict(self.outcomes),
             "waited": self.waited,
             "seconds": round(self.seconds, 4),
             "cpu": round(self.cpu_s / max(1e-9, self.seconds), 4),
@@ -171,7 +183,7 @@ class _Link:
     )
 
     def __init__(self, where: tuple[str, int]) -> None:
-        self.sock = socket.create_connection(where)
+        self.sock = socket.create_connection(where, _CONNECT_S)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock.setblocking(False)
         self.send, self.recv = self.sock.send, self.sock.recv
@@ -197,19 +209,29 @@ class Steady:
         #: due, but every connection has a request under way
         self._backlog: deque[tuple[int, int]] = deque()
         self._busy = 0
+        self._ready = [self._epoll.fileno()]
+        self._timed_from = 0
 
     def run(self) -> Found:
         """Open the connections, send everything when it is due, wait for what is missing."""
         for _ in range(self.plan.connections):
             self._free.append(self._open())
+        if self.plan.warm_s:
+            time.sleep(ACCEPTED_S)
         gc.collect()
         gc.freeze()
         gc.disable()
         try:
-            pid = self.plan.pid
-            watched, used, began = cpu_s(pid) if pid else 0.0, time.process_time(), time.perf_counter_ns()
-            self._loop(began)
-            self.found.seconds = (time.perf_counter_ns() - began) / 1e9
+            pid, before = self.plan.pid, self.plan.before
+            began = time.perf_counter_ns()
+            self._timed_from = began + self.plan.due_ns(before)
+            self._loop(began, 0, before)
+            self.found.lag.clear()
+            self.found.waited = 0
+            watched, used = cpu_s(pid) if pid else 0.0, time.process_time()
+            self._loop(began, before, before + self.plan.requests)
+            self._rest()
+            self.found.seconds = (time.perf_counter_ns() - self._timed_from) / 1e9
             self.found.cpu_s = time.process_time() - used
             self.found.watched_cpu_s = cpu_s(pid) - watched if pid else 0.0
         finally:
@@ -223,16 +245,13 @@ class Steady:
             self.found.failed["unanswered"] += unanswered
         return self.found
 
-    def _loop(self, began: int) -> None:
-        clock, plan, poll, links = time.perf_counter_ns, self.plan, self._epoll.poll, self._links
-        free, lag, whole = self._free, self.found.lag, plan.requests
-        ready = [self._epoll.fileno()]
-        number = 0
-        due = began
-        gives_up = began + plan.due_ns(whole) + _GRACE_NS
-        while number < whole or self._busy or self._backlog:
+    def _loop(self, began: int, number: int, end: int) -> None:
+        """Send requests up to ``end`` when they are due, and read what comes until the next one is."""
+        clock, due_ns, free, lag = time.perf_counter_ns, self.plan.due_ns, self._free, self.found.lag
+        due = began + due_ns(number)
+        while number < end:
             now = clock()
-            while due <= now and number < whole:
+            while due <= now and number < end:
                 if free:
                     self._send(free.popleft(), number, due)
                     now = clock()
@@ -241,17 +260,22 @@ class Steady:
                     self._backlog.append((number, due))
                     self.found.waited += 1
                 number += 1
-                due = began + plan.due_ns(number)
-            if now > gives_up:
-                return
-            events = poll(0, _EVENTS)
-            if not events:
-                # epoll waits in whole milliseconds, select in microseconds
-                until = due if number < whole else gives_up
-                select.select(ready, (), (), max(0, until - clock()) / 1e9)
-                continue
-            for fd, _ in events:
-                self._read(links[fd])
+                due = began + due_ns(number)
+            self._read_some(due)
+
+    def _rest(self) -> None:
+        """Read what is under way."""
+        gives_up = time.perf_counter_ns() + _GRACE_NS
+        while (self._busy or self._backlog) and time.perf_counter_ns() < gives_up:
+            self._read_some(gives_up)
+
+    def _read_some(self, until_ns: int) -> None:
+        events = self._epoll.poll(0, _EVENTS)
+        if not events:
+            # epoll waits in whole milliseconds, select in microseconds
+            select.select(self._ready, (), (), max(0, until_ns - time.perf_counter_ns()) / 1e9)
+        for fd, _ in events:
+            self._read(self._links[fd])
 
     def _open(self) -> _Link:
         link = _Link(self._where)
@@ -320,11 +344,13 @@ class Steady:
         elif link.stream and not link.tail.removesuffix(_CHUNKS_END).endswith(_STREAM_END):
             found.failed["stream without its end"] += 1
         else:
-            key = (link.outcome, link.stream)
-            if key not in found.whole:
-                found.whole[key], found.first[key] = [], []
-            found.whole[key].append(now - link.due)
-            found.first[key].append(link.first - link.due)
+            found.outcomes[link.outcome] += 1
+            if link.due >= self._timed_from:
+                key = (link.outcome, link.stream)
+                if key not in found.whole:
+                    found.whole[key], found.first[key] = [], []
+                found.whole[key].append(now - link.due)
+                found.first[key].append(link.first - link.due)
         link.due = 0
         self._busy -= 1
         self._next(link)
@@ -377,6 +403,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--connections", type=int, default=256)
+    parser.add_argument("--warm-s", type=float, default=0.0)
     parser.add_argument("--lap", type=int, default=0)
     parser.add_argument("--pid", type=int, default=0)
     given = parser.parse_args()

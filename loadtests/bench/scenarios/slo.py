@@ -35,17 +35,18 @@ RATE = 10_000
 KNEE_SHARE = 0.8
 
 _CONNECTIONS = 5000
-_WARM_S = 2.0
+_WARM_S = 1.0
 _STEP = 1000
-_STEPS = 12
 _STEP_S = 3.0
+#: of a lap, of the corpus and of its plain questions
+_LEAST_DRAWS = 5000
+_MOST = 30_000
 _L1_MIB = 256
 #: What deploy/kubernetes/gateway.yaml gives a gateway.
 _GIVEN_MIB = 4096
 _MODELS = (("chat-large", 0.7), ("chat-small", 0.3))
 _STREAMS = "-stream"
 _CONNECTS = "penstock_upstream_connect_seconds"
-_CLIENTS = "penstock_client_connections"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,9 @@ class _Stand:
             f"--seconds={seconds}",
         ]
         argv += [f"--connections={_CONNECTIONS}", f"--lap={self.lap}", f"--pid={self.gateway.workers[0]}"]
-        self.lap += 1 + round(rate * seconds / 5000)  # asked by nobody before
+        argv += [f"--warm-s={_WARM_S}"]
+        self.lap += 1 + round(rate * (_WARM_S + seconds) / _LEAST_DRAWS)  # asked by nobody before
+        self.gateway.without_clients()
         child = Child(
             *("steady", argv, self.rig.folder / "steady.log"),
             cores=self.rig.load_cores,
@@ -125,7 +128,7 @@ class _Stand:
         )
         try:
             child.until(lambda: b"ready" in child.log.read_bytes(), "ready")
-            time.sleep(seconds / 2)
+            time.sleep(steady.ACCEPTED_S + _WARM_S + seconds / 2)
             meanwhile()
             child.until(lambda: child.log.read_bytes().endswith(b"}\n"), "the figures", 30 + 2 * seconds)
         finally:
@@ -133,7 +136,7 @@ class _Stand:
         found: dict[str, Any] = json.loads(child.log.read_text().splitlines()[-1])
         why = steady.late(found["cpu"], found["lag"])
         if why:
-            raise Unusable(f"{rate:,.0f} requests/s: {why}")
+            raise Unusable(f"{rate:,.0f} requests/s: {why}, {found['failed'] or 'nothing'} failed")
         return found
 
 
@@ -153,7 +156,7 @@ def slo(rig: Rig) -> None:
         "keys": {"file": str(file)},
     }
     gateway = Gateway(
-        rig.folder, ports, cores=[rig.core], machine=rig.machine, name="slo", concurrent=2000, more=more
+        rig.folder, ports, cores=[rig.core], machine=rig.machine, name="slo", concurrent=1000, more=more
     )
     try:
         stand = _Stand(
@@ -174,7 +177,7 @@ def _measure(stand: _Stand) -> None:
     try:
         direct = stand.load(rig.direct.url(payload.MODEL), stand.plain, RATE / 2, _WARM_S)
         stand.constant_ms = direct["direct_first"]["p50_us"] / 1000
-        stand.load(stand.gateway.url(""), stand.corpus, RATE / 2, _WARM_S)
+        stand.load(stand.gateway.url(""), stand.corpus, RATE / 4, _WARM_S)
         for number in range(min(rig.rounds, 3)):
             _run(stand, f"{RATE:,}/s", number, RATE, rig.seconds)
         knee, why = _knee(stand)
@@ -209,11 +212,13 @@ def _run(stand: _Stand, label: str, number: int, rate: float, seconds: float) ->
     gateway, book = stand.gateway, stand.rig.book
     gateway.settled()
     before = gateway.metrics()
-    clients: list[float] = []
-    found = stand.load(
-        *(gateway.url(""), stand.corpus, rate, seconds),
-        lambda: clients.append(gateway.metrics().total(_CLIENTS)),
-    )
+    clients: list[int] = []
+
+    def halfway() -> None:
+        gateway.metrics()  # as a Prometheus would
+        clients.append(gateway.clients())
+
+    found = stand.load(gateway.url(""), stand.corpus, rate, seconds, halfway)
     gateway.settled()
     after = gateway.metrics()
     counted = counts.counted([after]).since(counts.counted([before]))
@@ -221,7 +226,6 @@ def _run(stand: _Stand, label: str, number: int, rate: float, seconds: float) ->
         book.faults.append(
             f"slo: {label}: the generator saw {found['outcomes']}, the gateway counted {dict(+counted.outcomes)}"
         )
-    hits = sum(n for outcome, n in found["outcomes"].items() if outcome in counts.HITS)
     own = counts.Counts(below=_gained(before, after, counts.ADDED, 'cache="MISS"'))
     connects = counts.Counts(below=Counter(_whole(after.buckets(_CONNECTS))))
     figures = {
@@ -229,10 +233,12 @@ def _run(stand: _Stand, label: str, number: int, rate: float, seconds: float) ->
         # the last answer comes when its request has been due for a moment, which the latencies tell
         "per_s": round(found["good"] / (took if (took := found["seconds"]) > seconds + 0.05 else seconds), 1),
         "errors_percent": round(100 * (found["planned"] - found["good"]) / found["planned"], 4),
-        "hit_percent": round(100 * hits / found["planned"], 2),
+        "hit_percent": round(100 * found["hits"] / found["planned"], 2),
         "cpu_percent": round(100 * found["watched_cpu"], 1),
+        "cpu_us": round(1e6 * found["watched_cpu"] / rate, 1),
+        "connects": max(connects.below.values(), default=0),
         "memory_percent": round(100 * _memory_mib(gateway) / _GIVEN_MIB, 1),
-        "clients": max(clients),
+        "clients": clients[0],
         "generator_cpu_percent": round(100 * found["cpu"], 1),
         "waited": found["waited"],
         "coalesced": found["outcomes"].get("COALESCED", 0),
@@ -252,20 +258,32 @@ def _run(stand: _Stand, label: str, number: int, rate: float, seconds: float) ->
 
 
 def _knee(stand: _Stand) -> tuple[int, str]:
-    """The highest rate, in steps, at which times and errors are within bounds; and what was not at the next."""
-    least, good = RATE - 2 * _STEP, 0
-    for rate in range(least, least + _STEPS * _STEP, _STEP):
+    """The highest rate, in steps, at which times and errors are within bounds; and what was not at the next.
+
+    Upwards from where it was met, down from where it was not.
+    """
+    book, rate, why = stand.rig.book, RATE, ""
+    at_rate = {name: book.median("slo", f"{RATE:,}/s", name) for name in _OF_THE_KNEE}
+    upwards = not _missed(at_rate)
+    while 0 < (following := rate + (_STEP if upwards else -_STEP)) <= _MOST:
         try:
-            figures = _run(stand, f"climb, {rate:,}/s", 0, rate, _STEP_S)
+            missed = _missed(_run(stand, f"climb, {following:,}/s", 0, following, _STEP_S))
         except Unusable as fault:
-            return good, f"the generator's, not the gateway's: {fault}"
-        missed = [
-            one.name for one in OBJECTIVES if one.figure in _OF_THE_KNEE and not one.met(figures[one.figure])
-        ]
+            missed = f"the generator gives out, not the gateway: {fault}"
         if missed:
-            return good, f"at {rate:,}/s it misses: {', '.join(missed)}"
-        good = rate
-    return good, "the climb ended there"
+            why = f"{following:,}/s: {missed}"
+            if upwards:
+                break
+        rate = following
+        if not missed and not upwards:
+            break
+    else:
+        return (rate if upwards else 0), why
+    return rate, why
+
+
+def _missed(figures: dict[str, float]) -> str:
+    return ", ".join(o.name for o in OBJECTIVES if o.figure in _OF_THE_KNEE and not o.met(figures[o.figure]))
 
 
 def _saturate(stand: _Stand, bodies: Path) -> None:
@@ -304,6 +322,9 @@ def _page(rig: Rig, labels: list[str]) -> str:
             f"| {one.name} | {'≥' if one.least else '≤'} {one.bound:,g} | " + " | ".join(cells) + " |"
         )
     beside = {
+        "requests a second": "rate",
+        "processor of the worker for a request, µs": "cpu_us",
+        "connections opened to backends, since the start": "connects",
         "generator: of its core, %": "generator_cpu_percent",
         "generator: late, p99 ms": "lag_p99_ms",
         "requests that waited for a free connection": "waited",
