@@ -35,8 +35,8 @@ class LineFile:
 
     def write(self, data: bytes) -> int:
         """Append lines; how many of them are not there."""
-        if self._torn:
-            data = b"\n" + data
+        start = 1 if self._torn else 0
+        data = b"\n" * start + data
         at = 0
         try:
             self._look()
@@ -50,7 +50,7 @@ class LineFile:
             if not self._failing:
                 log.warning("access_log_lost path=%s: %s", self._path, fault.strerror)
             self._failing = True
-            return data.count(b"\n", max(at, self._torn and 1))
+            return data.count(b"\n", at or start)
         self._torn = False
         if self._failing:
             log.warning("access_log_written path=%s", self._path)

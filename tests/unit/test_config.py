@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import msgspec
@@ -95,6 +96,29 @@ def test_an_alias_of_yaml_may_share_settings_between_models():
 
 # What is written, and the refusal: the place, what is wrong there, the likely fix.
 BROKEN = [
+    (
+        MODEL + "log: {access: {path: /none/of/these/access.jsonl}}",
+        "$.log.access.path: there is no folder /none/of/these; create it",
+    ),
+    (MODEL + "log: {access: {path: /tmp}}", "$.log.access.path: /tmp is a folder; add a file's name"),
+    (MODEL + "log: {access: {sample: 2}}", "$.log.access.sample: 2"),
+    (MODEL + "telemetry: {sample_ratio: 1}", "$.telemetry"),
+    (
+        MODEL + "telemetry: {otlp_endpoint: collector:4318}",
+        "$.telemetry.otlp_endpoint: not the URL of a collector; write http://collector:4318",
+    ),
+    (
+        MODEL + "telemetry: {otlp_endpoint: 'http://collector:4318/v1/traces'}",
+        "$.telemetry.otlp_endpoint: ends in /v1/traces, which is added to it; remove /v1/traces",
+    ),
+    (
+        MODEL + "telemetry: {otlp_endpoint: 'http://a:b@collector:4318'}",
+        "$.telemetry.otlp_endpoint: a user, a password or a query in a URL; put secrets in a variable",
+    ),
+    (
+        MODEL + "telemetry: {otlp_endpoint: 'http://collector:4318', headers_env: NOT_SET_ANYWHERE}",
+        "$.telemetry.headers_env: environment variable NOT_SET_ANYWHERE is not set; set it",
+    ),
     (
         MODEL + "cache: {l1: {size: 1MiB}}",
         "$.cache.l1.size: holds fewer than 8 answers of `max_entry`; raise it, or lower",
@@ -421,6 +445,18 @@ def test_certificate_and_key_that_do_not_belong_together_are_refused(tmp_path):
     (tmp_path / "cert").write_text("not a certificate")
     text = MODEL + f"listen: {{tls: {{cert: {tmp_path}/cert, key: {tmp_path}/cert}}}}\n"
     assert refusal(text).startswith("$.listen.tls: certificate and key do not load")
+
+
+def test_traces_without_opentelemetry_are_refused_with_what_to_install(monkeypatch):
+    text = MODEL + "telemetry: {otlp_endpoint: 'http://collector:4318'}"
+    bare = Machine(cores=frozenset({0}), max_descriptors=1_000_000, otel=False)
+    assert refusal(text, machine=bare).startswith(
+        "$.telemetry: OpenTelemetry is not installed; pip install 'penstock[otel]'"
+    )
+    assert read(text).telemetry.sample_ratio == 1.0
+    assert Machine.here().otel
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
+    assert not Machine.here().otel
 
 
 def test_a_machine_with_too_few_descriptors_is_told_how_many_are_needed():
