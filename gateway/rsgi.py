@@ -151,27 +151,18 @@ class App:
                     exchange.grant.end(exchange)
                 except Exception:  # the others have places to give back, too
                     log.exception("settling_failed request_id=%s", exchange.request_id)
-        for one in answered:
-            self._record(*one)
+        record = self._ledger.record
+        for exchange, endpoint, _, started, total in answered:
+            record(exchange, endpoint, started, total)
         if self.worker.reporter is not None:
             self.worker.reporter.tell(answered)
-
-    def _record(
-        self, exchange: Exchange, endpoint: Endpoint | None, path: str, started: int, total: int
-    ) -> None:
-        self._ledger.record(exchange, endpoint, started, total)
         if self.worker.debug:
-            log.debug(
-                "request method=%s path=%s model=%s status=%d ms=%.3f request_id=%s",
-                *(
-                    "POST" if endpoint else "-",
-                    path,
-                    exchange.model,
-                    exchange.status,
-                    total / 1e6,
-                    exchange.request_id,
-                ),
-            )
+            for exchange, endpoint, path, _, total in answered:
+                log.debug(
+                    "request method=%s path=%s model=%s status=%d ms=%.3f request_id=%s",
+                    *("POST" if endpoint else "-", path, exchange.model, exchange.status),
+                    *(total / 1e6, exchange.request_id),
+                )
 
     # ---- everything that is not proxied with a body
 
