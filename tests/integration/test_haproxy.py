@@ -136,6 +136,42 @@ def test_a_body_that_comes_in_pieces_goes_where_it_went_whole(site):
             assert sorted(balancer.taken().values()) == [0, 3], size
 
 
+def placed(asking: httpx.Client, gates: dict[str, "Deaf"], texts: list[str]) -> dict[str, str]:
+    """Which gateway each body came to."""
+    at = {}
+    for text in texts:
+        before = {name: len(gate.asked) for name, gate in gates.items()}
+        assert asking.post(CHAT, content=body(text)).is_success
+        (at[text],) = (name for name, gate in gates.items() if len(gate.asked) > before[name])
+    return at
+
+
+def test_a_gateway_that_comes_or_goes_moves_no_body_between_the_others(tmp_path: Path):
+    """As the page on deploying says: with a third line about a third moves, to it alone; its own when it is out."""
+    texts = [f"question {i}" for i in range(90)]
+    with ExitStack() as stack:
+        gates = {name: stack.enter_context(closing(Deaf(answers=1_000_000))) for name in "abc"}
+        ports = gates["a"].port, gates["b"].port
+        more, third = tmp_path / "haproxy.cfg", rf"\g<0>\n    server c 127.0.0.1:{gates['c'].port}"
+        more.write_text(re.sub(r"(?m)^ +server b .*$", third, FILE.read_text()))
+        with haproxy(*ports) as balancer, client(balancer.url) as asking:
+            two = placed(asking, gates, texts)
+        with haproxy(*ports, file=more) as balancer, client(balancer.url) as asking:
+            three = placed(asking, gates, texts)
+            gates["a"].close()
+            wait_until(lambda: balancer.up("b", "c"), 20, "one is out")
+            left = placed(asking, gates, texts)
+
+    moved = [text for text in texts if three[text] != two[text]]
+    assert {three[text] for text in moved} == {"c"}
+    assert 15 < len(moved) < 55
+    assert min(Counter(three.values()).values()) > 10
+    assert {text: left[text] for text in texts if three[text] != "a"} == {
+        text: at for text, at in three.items() if at != "a"
+    }
+    assert {left[text] for text in texts if three[text] == "a"} == {"b", "c"}
+
+
 def test_the_alternative_gives_one_body_to_both(site):
     with before(site, PENSTOCK_BALANCE="leastconn") as balancer:
         outcomes(balancer.url, [body("again")] * 10)
@@ -211,7 +247,8 @@ class Deaf:
                 line.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
 
     def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # closed already
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
 
