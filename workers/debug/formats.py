@@ -52,7 +52,7 @@ def merged(name: str, each: Sequence[Stacks], rooted: bool) -> Stacks:
 
 
 def speedscope(name: str, profiles: Sequence[Stacks], exporter: str) -> bytes:
-    """https://www.speedscope.app/file-format-schema.json; ns as seconds. Stacks are sums: their order is that of names."""
+    """https://www.speedscope.app/file-format-schema.json; ns as seconds. Stacks are sums, in the order of names."""
     frames: dict[Frame, int] = {}
     told = []
     for one in profiles:

@@ -11,6 +11,8 @@ controller does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import logging
 import os
 import select
@@ -34,6 +36,8 @@ MOST_S = 60.0
 END = b'{"end":true}\n'
 _PATIENCE_S = 30.0
 """For a question to come, and for an answer to be taken."""
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ECONNABORTED)
+_PAUSE_S = 1.0
 _PIECE_BYTES = 256 << 10
 _BREATH_S = 0.000_1
 """After each line, for the loop's thread to go on, on the one core they share."""
@@ -70,7 +74,7 @@ class Hatch:
 
     def open(self) -> None:
         """Wait for questions from now on; where that cannot be, a line of the log says so."""
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener = self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             os.fchmod(listener.fileno(), 0o600)  # before bind, which makes the file with these rights
             listener.bind(os.fspath(self._path))
@@ -82,17 +86,26 @@ class Hatch:
         # signals are for the loop's thread
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            threading.Thread(target=self._serve, args=(listener,), name="debug", daemon=True).start()
+            threading.Thread(target=self._serve, name="debug", daemon=True).start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def close(self) -> None:
         """No further question will be answered."""
         self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
 
-    def _serve(self, listener: socket.socket) -> None:
+    def _serve(self) -> None:
         while True:
-            connection, _ = listener.accept()
+            try:
+                connection, _ = self._listener.accept()
+            except OSError as fault:
+                if fault.errno not in _PASSING:
+                    return  # closed
+                time.sleep(_PAUSE_S)
+                continue
             with connection:
                 try:
                     connection.settimeout(_PATIENCE_S)
