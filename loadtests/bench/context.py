@@ -156,6 +156,7 @@ class Rig:
         figures["cpu_us"] = round(used * 1e6 / max(1, load.requests), 2)
         if isinstance(subject, Gateway):
             figures["others_cpu_s"] = round(subject.others_cpu_s() - others, 2)
+        if isinstance(subject, Gateway) and subject.counts:
             self._agree(scenario, subject, subject.settled() - counted, load.requests, connections)
         self.book.samples.append(Sample(scenario, subject.name, number, figures))
         if load.socket_errors or load.status_errors:

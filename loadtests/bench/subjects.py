@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -124,6 +124,7 @@ class Gateway:
     """``penstock serve`` with all it starts: supervisor, workers on ``cores``, controller, admin port.
 
     Only the workers are pinned; supervisor and controller go where the kernel puts them, among ``machine``.
+    ``program``: another command than ``penstock``, with the same arguments.
     """
 
     def __init__(
@@ -137,8 +138,12 @@ class Gateway:
         level: str = "INFO",
         concurrent: int = _CONCURRENT,
         more: dict[str, object] | None = None,
+        program: Sequence[str] | None = None,
+        counts: bool = True,
     ) -> None:
         self.name = name
+        #: whether its own count of requests is to be held against what was sent
+        self.counts = counts
         self._port, self._admin_port = free_port(), free_port()
         self._cores = cores = list(cores)
         config = {
@@ -156,8 +161,8 @@ class Gateway:
         file = folder / f"{name}.yaml"  # JSON is YAML
         file.write_text(json.dumps(config, indent=1))
         self.log = folder / f"{name}.log"
-        program = Path(sys.executable).with_name("penstock")
-        self._child = Child(name, [str(program), "serve", "-c", str(file)], self.log, cores=sorted(machine))
+        command = program or [str(Path(sys.executable).with_name("penstock"))]
+        self._child = Child(name, [*command, "serve", "-c", str(file)], self.log, cores=sorted(machine))
         self._child.until(lambda: answers(self._port, "/ready"), "ready")
         self._child.until(lambda: answers(self._admin_port, "/metrics"), "metrics on the admin port")
         self._child.until(lambda: len(self._pinned(cores)) == len(cores), "a worker pinned to each core")

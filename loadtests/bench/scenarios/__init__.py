@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..context import Rig
-from . import batching, bodies, cached, governed, memory, micro, pace, pooled, shared, slo, throughput
+from . import (
+    batching,
+    bodies,
+    cached,
+    governed,
+    memory,
+    micro,
+    pace,
+    pooled,
+    shared,
+    slo,
+    throughput,
+    unmetered,
+)
 
 SCENARIOS: dict[str, Callable[[Rig], None]] = {
     "miss": throughput.miss,
@@ -15,6 +28,7 @@ SCENARIOS: dict[str, Callable[[Rig], None]] = {
     "fill": cached.fill,
     "governed": governed.governed,
     "slo": slo.slo,
+    "metrics": unmetered.metrics,
     "batching": batching.batching,
     "pooled": pooled.pooled,
     "one": throughput.one_connection,

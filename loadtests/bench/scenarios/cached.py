@@ -23,7 +23,7 @@ _L1 = {"size": L1_SIZE}
 
 def hit(rig: Rig) -> None:
     """Answers of 0.6, 8 and 64 KB from shared memory, drawn from 10,000 keys that another process wrote."""
-    with _sized(rig) as ports:
+    with backends_of_sizes(rig) as ports:
         gateway = _gateway(rig, "gateway", ports, {"l1": _L1})
         echo = Echo(rig.folder, rig.core)
         try:
@@ -47,7 +47,7 @@ def hit(rig: Rig) -> None:
 def far(rig: Rig) -> None:
     """Answers of 0.6 KB from Redis, without shared memory before it."""
     model = next(iter(payload.SIZED))
-    with _sized(rig) as ports, _redis(rig) as url:
+    with backends_of_sizes(rig) as ports, _redis(rig) as url:
         gateway = _gateway(rig, "gateway", ports, {"l1": {"size": 0}, "l2": {"url": url}})
         echo = Echo(rig.folder, rig.core)
         try:
@@ -95,7 +95,7 @@ def _gateway(rig: Rig, name: str, ports: dict[str, int], cache: dict[str, object
 
 
 @contextmanager
-def _sized(rig: Rig) -> Iterator[dict[str, int]]:
+def backends_of_sizes(rig: Rig) -> Iterator[dict[str, int]]:
     """The backends that fill the cache: port by model."""
     ports = {model: free_port() for model in payload.SIZED}
     argv = [sys.executable, "-m", f"{__package__.rpartition('.')[0]}.rig.sized"]
