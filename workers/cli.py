@@ -1,4 +1,4 @@
-"""The command line: `penstock serve | sim | corpus | loadtest | config … | restart | top | cache … | keys … |
+"""The command line: `penstock serve | sim | corpus | loadtest | config … | restart | top | profile | cache … | keys … |
 backends … | pools … | wake | stop | switch`, and `--version`.
 
 Strategy: parse, call, print one line when it cannot be done. Exit statuses: 0 done, 1 it broke while running,
@@ -29,6 +29,8 @@ from .pools.economy.cli import run as run_simulate
 from .pools_cli import VERBS as POOL_VERBS
 from .pools_cli import add_verbs as add_pools_verbs
 from .pools_cli import run as run_pools
+from .profile_cli import add_verb as add_profile_verb
+from .profile_cli import run as run_profile
 from .top.cli import add_verb as add_top_verb
 from .top.cli import run as run_top
 from .verbs import CANNOT, Failed
@@ -75,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     restart.add_argument("--port", type=_port, help="which gateway, by its API port")
     add_top_verb(commands, _port)
+    add_profile_verb(commands, _port)
     add_cache_verbs(commands, _Parser, _port)
     add_keys_verbs(commands, _Parser)
     add_backends_verbs(commands, _Parser, _port)
@@ -106,6 +109,8 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return _serve(args, dict(environ))
     if args.command == "restart":
         return _restart(args.config, args.port)
+    if args.command == "profile":
+        return _say(lambda: run_profile(args))
     if args.command == "top":
         return _done(lambda: run_top(args))
     if args.command == "cache":
