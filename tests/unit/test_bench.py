@@ -16,6 +16,7 @@ from penstock.loadtests.bench.rig.process import connections
 from penstock.loadtests.bench.rig.sender import big_body
 from penstock.loadtests.bench.scenarios import SCENARIOS
 from penstock.loadtests.bench.scenarios.memory import worst_lag_ms
+from penstock.loadtests.bench.scenarios.slo import knee
 
 _PAGE = """\
 # HELP x_total Things.
@@ -119,6 +120,32 @@ def test_connections_are_counted_as_the_kernel_has_them() -> None:
 def test_load_and_subject_get_cores_of_their_own_where_there_are_two() -> None:
     assert split([4, 2, 6]) == (2, [4])
     assert split([3]) == (3, [3])
+
+
+@pytest.mark.parametrize(
+    ("highest", "asked"),
+    [
+        (12_000, [11_000, 12_000, 13_000]),
+        (10_000, [11_000]),
+        (7_000, [5_000, 6_000, 7_000, 8_000]),
+        (0, [5_000, 2_000, 1_000]),
+    ],
+    ids=["above", "there", "below", "nowhere"],
+)
+def test_the_knee_is_the_highest_step_that_misses_nothing(highest: int, asked: list[int]) -> None:
+    """A gateway that is asked for more than it can carries about half of it."""
+    tried: list[int] = []
+
+    def missed(rate: int) -> tuple[str, float]:
+        return ("p99", rate / 2) if rate > highest else ("", rate)
+
+    def probe(rate: int) -> tuple[str, float]:
+        tried.append(rate)
+        return missed(rate)
+
+    found, why = knee(10_000, *missed(10_000), probe)
+    assert (found, tried) == (highest, asked)
+    assert "p99" in why
 
 
 def test_every_scenario_says_what_it_asks() -> None:

@@ -151,7 +151,9 @@ def slo(rig: Rig) -> None:
         for name, _ in _MODELS
         for tail in ("", _STREAMS)
     }
+    access_log = rig.folder / "access.jsonl"
     more: dict[str, object] = {
+        "log": {"level": "INFO", "access": {"path": str(access_log)}},
         "cache": {"l1": {"size": f"{_L1_MIB}MiB"}},
         "keys": {"file": str(file)},
     }
@@ -168,8 +170,14 @@ def slo(rig: Rig) -> None:
         bodies = rig.folder / "bodies.txt"
         bodies.write_text("".join(f"{corpus.questions[number].body}\n" for number in corpus.draws))
         _saturate(stand, bodies)
+        gateway.settled()
+        counted = counts.counted([gateway.metrics()]).requests
     finally:
         gateway.stop()
+    written = access_log.read_bytes().count(counts.ENDPOINT.encode())
+    if written != counted:
+        rig.book.faults.append(f"slo: {written} requests are in the access log, {counted} were counted")
+    access_log.unlink()
 
 
 def _measure(stand: _Stand) -> None:
@@ -258,32 +266,45 @@ def _run(stand: _Stand, label: str, number: int, rate: float, seconds: float) ->
 
 
 def _knee(stand: _Stand) -> tuple[int, str]:
-    """The highest rate, in steps, at which times and errors are within bounds; and what was not at the next.
+    book, label = stand.rig.book, f"{RATE:,}/s"
 
-    Upwards from where it was met, down from where it was not.
-    """
-    book, rate, why = stand.rig.book, RATE, ""
-    at_rate = {name: book.median("slo", f"{RATE:,}/s", name) for name in _OF_THE_KNEE}
-    upwards = not _missed(at_rate)
-    while 0 < (following := rate + (_STEP if upwards else -_STEP)) <= _MOST:
+    def probe(rate: int) -> tuple[str, float]:
         try:
-            missed = _missed(_run(stand, f"climb, {following:,}/s", 0, following, _STEP_S))
+            figures = _run(stand, f"climb, {rate:,}/s", 0, rate, _STEP_S)
         except Unusable as fault:
-            missed = f"the generator gives out, not the gateway: {fault}"
-        if missed:
-            why = f"{following:,}/s: {missed}"
-            if upwards:
-                break
-        rate = following
-        if not missed and not upwards:
-            break
-    else:
-        return (rate if upwards else 0), why
-    return rate, why
+            return f"the generator gives out, not the gateway: {fault}", rate
+        return _missed(figures), figures["per_s"]
+
+    figures = {name: book.median("slo", label, name) for name in (*_OF_THE_KNEE, "per_s")}
+    return knee(RATE, _missed(figures), figures["per_s"], probe)
 
 
 def _missed(figures: dict[str, float]) -> str:
     return ", ".join(o.name for o in OBJECTIVES if o.figure in _OF_THE_KNEE and not o.met(figures[o.figure]))
+
+
+def knee(
+    rate: int, missed: str, carried: float, probe: Callable[[int], tuple[str, float]]
+) -> tuple[int, str]:
+    """Return the highest rate, in steps, at which nothing is missed, and what is at the next.
+
+    What ``rate`` itself ``missed`` is known, and how many answers a second it had (``carried``); ``probe`` says both
+    of another rate. Where too much was asked, less than was carried is tried next, then up again from there.
+    """
+    known: dict[int, str] = {}
+    while missed:
+        known[rate] = missed
+        rate = min(rate - _STEP, int(carried) // _STEP * _STEP)
+        if rate <= 0:
+            return 0, missed
+        missed, carried = probe(rate)
+    while rate < _MOST:
+        following = rate + _STEP
+        missed = known.get(following) or probe(following)[0]
+        if missed:
+            return rate, f"{following:,}/s: {missed}"
+        rate = following
+    return rate, "the climb ends there"
 
 
 def _saturate(stand: _Stand, bodies: Path) -> None:
