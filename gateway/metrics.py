@@ -197,7 +197,10 @@ LAG_MAX = Family(
     worker=True,
 )
 TASKS = Family(
-    "penstock_tasks", "What a worker's loop has to do: its asyncio tasks, every 10 s.", "gauge", worker=True
+    "penstock_tasks",
+    "What a worker's loop has to do: its asyncio tasks, every 10 s, or each second while it answers nothing.",
+    "gauge",
+    worker=True,
 )
 GC_PAUSES = Family(
     "penstock_gc_pause_seconds",

@@ -233,7 +233,8 @@ class Worker:
                 self.metrics.gauge(CONNECTIONS, backend.name, "active", value=pool.active)
         if self._ticks % _LAG_WINDOW == 0:
             self._lag_max_ns = 0
-        if self._ticks % _LAG_WINDOW == _SECOND:
+        # they are counted one by one: seldom where there may be thousands
+        if self._ticks % _LAG_WINDOW == _SECOND or not (self._ticks % _SECOND or self.inflight):
             self.metrics.gauge(TASKS, value=len(asyncio.all_tasks(self.loop)))
 
     def _read_health(self) -> None:

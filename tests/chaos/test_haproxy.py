@@ -136,7 +136,7 @@ class Steady:
 
 
 async def test_a_gateway_drains_and_no_client_sees_it() -> None:
-    with site(drain_delay_s=3) as made:
+    with site() as made:
         steady = [Steady(made.balancer.port, f"steady {i}") for i in range(4)]
         tasks = [asyncio.create_task(asyncio.to_thread(one.run)) for one in steady]
         try:
@@ -144,11 +144,6 @@ async def test_a_gateway_drains_and_no_client_sees_it() -> None:
                 await _more(running)
                 assert await asyncio.to_thread(made.end, 0) == 0
                 await _more(running)
-                before = made.sims[0].stats()["requests"]
-                await asyncio.to_thread(made.start, 0)
-                await _until(
-                    lambda: made.sims[0].stats()["requests"] > before + 10, "the first is asked again"
-                )
         finally:
             for one in steady:
                 one.ended.set()

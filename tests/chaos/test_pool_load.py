@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.integration.test_waking import crowd
 from tests.support.gateway import gateway
 from tests.support.pool_gateway import chat, phases, pool, pooled, simulator, wait_phase
 from tests.support.procs import wait_until
@@ -79,3 +81,8 @@ def test_a_stream_outlives_the_idle_timeout_many_times_over() -> None:
 @pytest.mark.timeout(900)
 def test_a_stream_of_ten_minutes_outlives_every_timer() -> None:
     _outlives(600, 5)
+
+
+@pytest.mark.slow
+def test_a_thousand_at_once_for_a_pool_at_zero_are_all_answered_after_one_start(tmp_path: Path) -> None:
+    crowd(tmp_path, 200)

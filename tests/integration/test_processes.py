@@ -387,6 +387,8 @@ def _made_by(folder: Path, port: int, workers: int, *factory: str) -> tuple[Path
     script = folder / "made.py"
     script.write_text(
         "import os, pathlib, signal, sys\n"
+        "from penstock.workers import backoff\n"
+        "backoff.MAX_DELAY_S = 0.4\n"
         "from penstock.workers.boot import gateway_app\n"
         "from penstock.workers.source import Source\n"
         "from penstock.workers.supervisor import Supervisor\n"

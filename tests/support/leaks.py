@@ -40,7 +40,7 @@ def left_behind(gate: Gateway) -> dict[str, float]:
 
 
 def nothing_left(gate: Gateway, timeout_s: float = 30.0) -> None:
-    """Wait until nothing is left behind; its clients must have closed. Tasks are counted every 10 s."""
+    """Wait until nothing is left behind; its clients must have closed. Tasks are counted each second then."""
     try:
         wait_until(lambda: not left_behind(gate), timeout_s, "nothing left behind")
     except WaitFailed:
