@@ -252,14 +252,20 @@ def test_nothing_is_built_of_the_rest_of_10_mib(kind: str) -> None:
     body = b'{"model":"m","stream":true,"x":' + NASTY[kind] + b"}"
     assert 9 << 20 <= len(body) <= 11 << 20
     parser = Parser()
-    tracemalloc.start()
-    try:
-        request = parser.parse(CHAT, raw(body))
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert (request.model, request.stream) == ("m", True)
-    assert peak < 16 << 10, "skipped, not built: what is built takes time on the loop"
+
+    def peak_bytes() -> int:
+        tracemalloc.start()
+        try:
+            request = parser.parse(CHAT, raw(body))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert (request.model, request.stream) == ("m", True)
+        return peak
+
+    # other tests' servers may live in this process, whose threads allocate too
+    least = min(peak_bytes() for _ in range(3))
+    assert least < 16 << 10, "skipped, not built: what is built takes time on the loop"
 
 
 @pytest.mark.parametrize(
