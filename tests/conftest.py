@@ -17,7 +17,7 @@ from .support.procs import RUN_MARK, WaitFailed, command_line, is_running, wait_
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 # Durations vary with the machine and its neighbours; the watchdog (pytest-timeout) bounds them.
-settings.register_profile("default", max_examples=500, deadline=None, suppress_health_check=_SLOW)
+settings.register_profile("default", max_examples=250, deadline=None, suppress_health_check=_SLOW)
 settings.register_profile("deep", max_examples=20_000, deadline=None, suppress_health_check=_SLOW)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
