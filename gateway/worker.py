@@ -132,6 +132,7 @@ class Worker:
         self.buffers = Buffers(self._row, self._tally, published.config.limits.max_buffered, workers)
         self.hold, self.release = self.buffers.hold, self.buffers.release
         self.fleet = build(published, environ, self._make_pool, via=self.via, table=self._pools)
+        self._told = published.told
         config = published.config
         self.admission = Admission(self._row, self._tally, loop=loop, clock=clock, keys=segment.geometry.keys)
         self.memory = Memory(
@@ -280,7 +281,10 @@ class Worker:
         for backend in old.backends:
             if backend.pool not in kept:
                 self._close(backend)
-        log.info("configuration_loaded generation=%d", published.generation)
+        # another server of a pool is nothing that an operator did
+        level = logging.DEBUG if published.told == self._told else logging.INFO
+        self._told = published.told
+        log.log(level, "configuration_loaded generation=%d", published.generation)
 
     def _report_to(self, config: Config) -> None:
         """Who is told of requests; those who were are told of what has ended."""

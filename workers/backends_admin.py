@@ -15,7 +15,7 @@ import msgspec
 
 from ..cache.rows import Tally
 from ..cache.segment import Segment
-from ..gateway.config import Backend, Published
+from ..gateway.config import Backend, Published, places_itself
 from ..gateway.hints import ramp
 from ..gateway.upstream.origin import Origin
 from . import store
@@ -23,6 +23,7 @@ from .answer import Answer, Refused
 from .board import HEALTH, Board
 from .breaker_view import BreakerView
 from .question import Question
+from .whereabouts import is_there
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,9 @@ class BackendsAdmin:
     def _all(self, published: Published) -> Iterator[tuple[str, Backend, int]]:
         for name, model in published.config.models.items():
             for backend in model.backends:
-                yield name, backend, published.indices[store.backend_key(name, backend.url)]
+                index = published.indices[store.backend_key(name, backend.url)]
+                if is_there(places_itself(model), self._board.row(index).pool_state):
+                    yield name, backend, index
 
     def _shown(self, published: Published, model: str, backend: Backend, index: int) -> dict[str, Any]:
         row = self._board.row(index)

@@ -147,6 +147,8 @@ class Controller:
             self._reloaded,
             lambda source: self._metrics.count(scrape.REFUSED, source),
         )
+        for name in self._reloader.sources:
+            self._metrics.count(scrape.REFUSED, name, n=0)
         self._leave = asyncio.Event()
         self._final = False
         ground = Ground(
@@ -317,15 +319,17 @@ class Controller:
 
     async def _discovered(self, found: Found) -> None:
         """The servers behind the names that are looked up: another fleet, if they are others."""
-        await self._found(found)
+        await self._found(found, logging.INFO)
 
     async def _placed(self, member: str, url: str) -> bool:
         """Where a member of a pool answers; whether workers can find it now."""
         parts = urlsplit(url)
         server = Server(address=parts.hostname or "", port=parts.port)
-        return await self._found({member: (server,)}) and member in self._published.found
+        # of every start of a server the log says enough already
+        placed = await self._found({member: (server,)}, logging.DEBUG)
+        return placed and member in self._published.found
 
-    async def _found(self, found: Found) -> bool:
+    async def _found(self, found: Found, level: int) -> bool:
         async with self._publishing:
             old = self._published
             try:
@@ -337,7 +341,7 @@ class Controller:
                 return True
             if not await self._publish(published):
                 return False
-            log.info("fleet_published generation=%d", published.generation)
+            log.log(level, "fleet_published generation=%d", published.generation)
             return True
 
     async def _publish(self, published: Published) -> bool:

@@ -20,11 +20,12 @@ from ..cache.rows import Tally, read_overflowed
 from ..cache.segment import Segment
 from ..cache.slots import SlotInfo, read_slot
 from ..cache.table import UP, BackendState
-from ..gateway.config import Published
+from ..gateway.config import Published, places_itself
 from ..gateway.upstream.origin import Origin
 from . import families, store
 from .board import HEALTH
 from .breaker_view import BreakerView
+from .whereabouts import is_there
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -188,6 +189,7 @@ class Status:
                         for backend in model.backends
                         for index in [published.indices[store.backend_key(name, backend.url)]]
                         for row in [self._row(index)]
+                        if is_there(places_itself(model), row.pool_state)
                     ],
                 }
                 for name, model in published.config.models.items()

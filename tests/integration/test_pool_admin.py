@@ -37,6 +37,17 @@ def _get(gate: Gateway, path: str) -> Any:
     return answer.json()
 
 
+def _addresses(gate: Gateway, model: str) -> list[str | None]:
+    """Wherever it is told where a pool's servers are."""
+    status = _get(gate, "/gateway/status")
+    listed = _get(gate, "/gateway/backends")["backends"]
+    return [
+        *(member["url"] for member in status["pools"][model]["members"]),
+        *(backend["url"] for backend in status["models"][model]["backends"]),
+        *(backend["url"] for backend in listed if backend["model"] == model),
+    ]
+
+
 def _post(gate: Gateway, path: str, body: Any = None) -> httpx.Response:
     return httpx.post(gate.admin_url + path, json=body, timeout=10, trust_env=False)
 
@@ -117,6 +128,7 @@ def test_no_look_at_anything_wakes_a_pool(gate):
 def test_metrics_of_the_proxy_are_the_gateways_own(gate):
     text = httpx.get(gate.admin_url + "/proxy/metrics", timeout=10, trust_env=False).text
     assert "penstock_build_info" in text
+    assert 'penstock_config_refused_total{source="file"} 0.0' in text  # a rate begins with a sample
     assert "vllm:" not in text
 
 
@@ -128,12 +140,17 @@ def test_a_switch_wakes_one_and_the_next_switch_has_it_off_again(gate):
     assert (running["active_model"], running["running"]) == ("one", True)
     (container,) = _get(gate, "/gateway/status")["active_containers"].values()
     assert (container["model"], container["phase"]) == ("one", "ready")
+    assert _addresses(gate, "one") == [container["url"]] * 3
     status, said = _cli(gate, "switch", "two")
     assert status == 0
     assert said.startswith(
         "two is to be ready, and the others off; `penstock pools` tells how far it is. Now:\n"
     )
     wait_until(lambda: (_phase(gate, "one"), _phase(gate, "two")) == ("off", "ready"), what="switched")
+    assert _addresses(gate, "one") == [None]  # where it was is nobody's now
+    assert len(_addresses(gate, "two")) == 3
+    for line in ("fleet_published", "configuration_loaded"):  # no operator did anything
+        assert line not in gate.log()
     answer = _post(gate, "/proxy/operations/stop")
     assert (_types(answer.json()), answer.json()["status"]) == (
         {"status": "str", "message": "str"},

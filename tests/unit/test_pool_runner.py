@@ -8,8 +8,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prometheus_client.core import Metric
 
 from penstock.cache.layout import Geometry
 from penstock.cache.pool_table import PoolPhase, PoolTable
@@ -24,11 +26,13 @@ from penstock.workers import store
 from penstock.workers.backend_scrape import BackendScrape
 from penstock.workers.board import Board
 from penstock.workers.pools.ground import Ground
+from penstock.workers.pools.ownership import Alone
 from penstock.workers.pools.providers.base import Order, Provider, ProviderFault, Running
 from penstock.workers.pools.providers.make import Site
 from penstock.workers.pools.runner import PoolsRunner
-from penstock.workers.pools.words import StopAsked, WakeAsked
+from penstock.workers.pools.words import MemberPhase, Others, StopAsked, WakeAsked
 from penstock.workers.probes import Prober
+from penstock.workers.scrape import POOL_DEATHS, samples
 
 MS = 1_000_000
 
@@ -97,8 +101,8 @@ class World:
         pool = ProcessPool(**told)  # type: ignore[arg-type]
         return Config(models={"m": Model(pool=pool)}, health=Health(path="/health"))
 
-    def begin(self, config: Config, state: Path) -> Controller:
-        return Controller(self, config, state)
+    def begin(self, config: Config, state: Path, shared: Any = None) -> Controller:
+        return Controller(self, config, state, shared)
 
     def phase(self) -> PoolPhase:
         row = self.table.read(0)
@@ -108,7 +112,7 @@ class World:
 class Controller:
     """One life of a controller, as far as pools go."""
 
-    def __init__(self, world: World, config: Config, state: Path) -> None:
+    def __init__(self, world: World, config: Config, state: Path, shared: Any = None) -> None:
         self.world = world
         self.published = store.following(config, None)
         self.board = Board(world.backends, time.monotonic_ns)
@@ -126,7 +130,7 @@ class Controller:
             time.monotonic_ns,
             lambda: [SlotInfo(1, 1, 1, world.heartbeat_ns(), True)],
         )
-        self.runner = PoolsRunner(ground, "t", time.time_ns, self._make)
+        self.runner = PoolsRunner(ground, "t", time.time_ns, self._make, shared)
         self.runner.swap(self.published)
         self._task = asyncio.ensure_future(self.runner.run())
 
@@ -380,8 +384,9 @@ async def test_a_pool_goes_on_where_asking_what_runs_goes_wrong_as_nobody_though
 
 
 async def test_the_end_of_the_gateway_ends_the_servers_and_another_end_does_not(
-    world: World, tmp_path: Path
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     controller = world.begin(world.config(idle_timeout_s=100), tmp_path)
     world.worker.add_waiting(0, 1)
     world.ends.put_nowait(Running(world.server))
@@ -389,6 +394,7 @@ async def test_the_end_of_the_gateway_ends_the_servers_and_another_end_does_not(
     await controller.end(final=True)
     assert world.runs == {}
     assert all(one.closed for one in world.made)
+    assert "pool_ended" not in caplog.text  # its pools are still configured
 
 
 async def test_a_reload_has_new_terms_at_once_and_another_provider_for_later_starts(
@@ -422,8 +428,8 @@ async def test_what_was_started_as_it_is_no_longer_configured_ends_when_nothing_
     await controller.end()
 
 
-async def test_a_pool_that_is_removed_finishes_what_is_in_flight_then_ends(
-    world: World, tmp_path: Path
+async def test_a_pool_that_is_removed_finishes_what_is_in_flight_then_ends_and_says_so_once(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     controller = world.begin(world.config(idle_timeout_s=100), tmp_path)
     world.worker.add_waiting(0, 1)
@@ -431,14 +437,18 @@ async def test_a_pool_that_is_removed_finishes_what_is_in_flight_then_ends(
     await until(lambda: world.phase() is PoolPhase.READY)
     row = controller.row
     world.worker.add(row, 1)
+    caplog.set_level(logging.INFO)
     controller.swap(Config(models={}))
     for _ in range(8):
         await asyncio.sleep(0.03)
     assert list(world.runs) == [0]
+    assert "pool_ended" not in caplog.text
     world.worker.add(row, -1)
     await until(lambda: not world.runs)
     assert controller.runner.report("m") is None
-    await controller.end()
+    await until(lambda: "pool_ended pool=m" in caplog.text)
+    await controller.end(final=True)
+    assert caplog.text.count("pool_ended") == 1
 
 
 async def test_a_pool_that_comes_back_while_it_is_seen_off_keeps_its_server(
@@ -526,6 +536,50 @@ async def test_a_server_that_refuses_connections_is_ended_and_started_again(
     world.ends.put_nowait(Running("http://127.0.0.1:9"))  # nobody listens there
     await until(lambda: [what for what, *_ in world.did] == ["ready", "stopped", "ready"])
     assert "pool_server_died pool=m member=0: it refuses connections" in caplog.text
+    await controller.end()
+
+
+class Elsewhere(Alone):
+    """Another node owns every pool, and `said` is what it does."""
+
+    said = Others(may_stop=False)
+
+    def others(self, pool: str) -> Others:
+        return self.said
+
+    def metrics(self) -> tuple[Metric, ...]:
+        return ()
+
+
+@pytest.mark.parametrize(
+    ("said", "died"),
+    [
+        (Others(may_stop=False), True),
+        (Others(may_stop=False, draining=True), False),
+        (Others(may_stop=False, leaving=frozenset({0})), False),
+        (Others(may_stop=False, stops=(1,)), False),
+    ],
+    ids=["by itself", "drained", "leaving", "stopped"],
+)
+async def test_what_the_owner_of_a_shared_pool_ends_did_not_die(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, said: Others, died: bool
+) -> None:
+    others = Elsewhere("t", time.time_ns)
+    others.said = Others(may_stop=False, stops=(0,))
+    pool = WebhookPool(url="http://x", secret_env="S", gpus=0)
+    model = Model(backends=(Backend(url=world.server),), pool=pool)
+    controller = world.begin(Config(models={"m": model}), tmp_path, others)
+    world.worker.add_waiting(0, 1)
+    world.ends.put_nowait(Running(world.server))
+    await until(lambda: world.phase() is PoolPhase.READY)
+    world.worker.add_waiting(0, -1)
+    others.said, keeper = said, controller.runner.keepers["m"]
+    if not said.stops:
+        keeper.hand.lost(0, "its Pod is gone")
+    await until(lambda: keeper.machine.members == [MemberPhase.OFF])
+    assert ("pool_server_died" in caplog.text) is died
+    deaths = [cells for *_, family, _, cells in samples(world.segment) if family is POOL_DEATHS]
+    assert deaths == ([(1,)] if died else [])
     await controller.end()
 
 

@@ -51,14 +51,14 @@ def followed(*before: Others, members: list[MemberPhase]) -> Follower:
 def test_a_stop_elsewhere_is_believed_when_its_drain_is_over() -> None:
     follower = followed(foreign(stops=(0,)), members=[READY])
     assert follower.events(foreign(stops=(1,), draining=True), [DRAINING]) == []
-    assert follower.events(foreign(stops=(1,)), [DRAINING]) == [Died(0, STOPPED)]
+    assert follower.events(foreign(stops=(1,)), [DRAINING]) == [Died(0, STOPPED, True)]
     assert follower.events(foreign(stops=(1,)), [READY]) == [], "once"
 
 
 def test_a_stop_of_one_member_is_believed_when_it_is_no_longer_leaving() -> None:
     follower = followed(foreign(stops=(0, 0)), members=[READY, READY])
     assert follower.events(foreign(stops=(0, 1), leaving=frozenset({1})), [READY, READY]) == []
-    assert follower.events(foreign(stops=(0, 1)), [READY, READY]) == [Died(1, STOPPED)]
+    assert follower.events(foreign(stops=(0, 1)), [READY, READY]) == [Died(1, STOPPED, True)]
 
 
 def test_what_was_stopped_before_this_node_came_is_no_news() -> None:
@@ -71,14 +71,14 @@ def test_a_member_put_to_sleep_elsewhere_sleeps_here() -> None:
     assert follower.events(asleep, [READY]) == [Slept(0)]
     assert Follower().events(asleep, [OFF]) == [Slept(0)], "a node that comes later"
     assert follower.found([0], foreign(running=frozenset({0})), [ASLEEP]) == [
-        Died(0, "woken by another node"),
+        Died(0, "woken by another node", True),
         Started(0),
     ]
 
 
 def test_a_stop_that_was_this_nodes_is_given_up_with_the_ownership() -> None:
     follower = Follower()
-    assert follower.events(foreign(), [MemberPhase.STOPPING]) == [Died(0, NOT_OURS)]
+    assert follower.events(foreign(), [MemberPhase.STOPPING]) == [Died(0, NOT_OURS, True)]
     assert follower.events(Others(), [MemberPhase.STOPPING]) == []
 
 
@@ -104,7 +104,7 @@ def test_who_becomes_the_owner_looks_for_what_nobody_minds() -> None:
 def test_a_server_whose_stop_was_cut_short_is_started_anew_not_taken_over() -> None:
     """The start carries the new owner's fence, so the stop is refused should it come yet."""
     follower = followed(foreign(stops=(0,)), foreign(stops=(1,), draining=True), members=[DRAINING])
-    assert follower.events(Others(stops=(1,)), [DRAINING]) == [Died(0, STOPPED)]
+    assert follower.events(Others(stops=(1,)), [DRAINING]) == [Died(0, STOPPED, True)]
     assert follower.look
     assert follower.found([0], Others(stops=(1,)), [OFF]) == [WakeAsked()]
 

@@ -71,6 +71,11 @@ class Reloader:
         self._changed = asyncio.Event()
         self._asked = False
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where the configuration comes from."""
+        return tuple(self._sources)
+
     def ask(self) -> None:
         """Read the file again, and look whether the document is another: an operator wants it now."""
         self._asked = True

@@ -57,7 +57,7 @@ class Counts:
                 observe(round((now - began) * 1e9))
         elif isinstance(event, Stopped):
             self._metrics.count(scrape.POOL_STOPS, self._pool)
-        elif isinstance(event, Died):
+        elif isinstance(event, Died) and not event.elsewhere:
             self._metrics.count(scrape.POOL_DEATHS, self._pool)
         elif isinstance(event, SleepFailed):
             self._metrics.count(scrape.POOL_SLEEPS, self._pool, "failed")

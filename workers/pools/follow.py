@@ -43,7 +43,7 @@ class Follower:
         before, made = self._seen, list[Event]()
         for member, phase in enumerate(members):
             if phase is MemberPhase.STOPPING and not others.may_stop:
-                made.append(Died(member, NOT_OURS))  # unless it is being done: then this means nothing
+                made.append(Died(member, NOT_OURS, True))  # unless it is being done: then this means nothing
             elif phase is MemberPhase.OFF and member in others.asleep and (took or not others.may_stop):
                 made.append(Slept(member))
         seen = list(others.stops)
@@ -58,7 +58,7 @@ class Follower:
             else:
                 self._cut.add(member)
                 if member < len(members) and members[member] in _UP:
-                    made.append(Died(member, STOPPED))
+                    made.append(Died(member, STOPPED, True))
         self._seen = tuple(seen)
         return made
 
@@ -72,7 +72,7 @@ class Follower:
             if member in others.running:
                 self._cut.discard(member)
                 if members[member] is MemberPhase.ASLEEP:
-                    made.append(Died(member, "woken by another node"))
+                    made.append(Died(member, "woken by another node", True))
                 made.append(Started(member))
             elif member in self._cut:
                 self._cut.discard(member)

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Any
 
 from ...cache.pool_table import PoolPhase, PoolRow
 from ...gateway.config import Model
 from ...gateway.config.pool import Pool
 from ..target import Target
+from ..whereabouts import is_there
 from .adoption import Adoption
 from .counts import Counts
 from .ground import Ground
@@ -128,9 +130,11 @@ class Keeper:
         if self._retired:
             return []
         before = self.machine.members
-        effects = self.machine.step(event, self._ground.now())
         if isinstance(event, Died):
-            log.warning("pool_server_died pool=%s member=%d: %s", self.name, event.member, event.reason)
+            event = self._of_whose_doing(event, before)
+            level = logging.DEBUG if event.elsewhere else logging.WARNING
+            log.log(level, "pool_server_died pool=%s member=%d: %s", self.name, event.member, event.reason)
+        effects = self.machine.step(event, self._ground.now())
         after = self.machine.members
         self._counts.event(event, before, after, self._ground.now())
         if len(after) > 1 and before != after:  # of one alone the pool's own phase says it
@@ -142,6 +146,13 @@ class Keeper:
         for effect in effects:
             self.hand.do(effect, gpus if isinstance(effect, Start | Wake) else ())
         return effects
+
+    def _of_whose_doing(self, event: Died, members: list[MemberPhase]) -> Died:
+        """A server that is missed while the owner ends it, or when that is known already, did not die by itself."""
+        others = self.others
+        known = event.member >= len(members) or members[event.member] is MemberPhase.OFF
+        ended = known or others.draining or event.member in others.leaving
+        return replace(event, elsewhere=True) if ended else event
 
     def _told(self, event: Event) -> None:
         self.step(event)
@@ -327,6 +338,8 @@ class Keeper:
         await self.watch.close()
         await self.hand.stop_all()
         await self.provider.show(PoolPhase.OFF, "")
+        if self._retired:
+            log.info("pool_ended pool=%s", self.name)
         await self.close()
 
     def inflight(self) -> int:
@@ -356,13 +369,16 @@ class Keeper:
             "members": [
                 {
                     "phase": phase.name.lower(),
-                    "url": next(iter(self._urls(member)), None),
+                    "url": self._shown_url(member, phase),
                     "gpus": list(self.hand.running[member].gpus) if member in self.hand.running else [],
                     "inflight": sum(self._ground.tally.inflight(s.index) for s in self._servers.of(member)),
                 }
                 for member, phase in enumerate(machine.members)
             ],
         }
+
+    def _shown_url(self, member: int, phase: MemberPhase) -> str | None:
+        return next(iter(self._urls(member)), None) if is_there(self._servers.placed, phase) else None
 
     def _urls(self, member: int) -> list[str]:
         return [one.backend.url for one in self._servers.of(member)]

@@ -35,6 +35,8 @@ class Servers:
         self.all: list[Server] = []
         #: whether each server is one member's
         self.apart = model is not None and (places_itself(model) or len(backends) >= members)
+        #: whether the provider says where they are
+        self.placed = model is not None and places_itself(model)
         for number, backend in enumerate(backends):
             whose = every
             if model is not None and places_itself(model):

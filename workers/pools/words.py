@@ -166,10 +166,13 @@ class WakeFailed:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """A member that ran is gone, or has not answered for so long that it counts as gone."""
+    """A member that ran is gone, or has not answered for so long that it counts as gone. elsewhere: it is known that
+    another node has ended it: that is no fault.
+    """
 
     member: int
     reason: str
+    elsewhere: bool = False
 
 
 Event = (
