@@ -6,6 +6,7 @@ from statistics import median, quantiles
 
 import pytest
 
+from ..integration.test_balance import probed_beside
 from ..support.crowd import Crowd, key_file
 from ..support.gateway import Gateway, gateway, one_model
 from ..support.leaks import nothing_left
@@ -84,3 +85,8 @@ async def test_an_overload_is_refused_early_and_fairly(
                 assert crowd.answered["heavy"][429] > crowd.answered["heavy"][200]
                 assert crowd.answered["light"][200] == pytest.approx(crowd.answered["heavy"][200], rel=0.05)
             await asyncio.to_thread(nothing_left, gate)
+
+
+@pytest.mark.slow
+async def test_a_health_probe_answers_while_16_000_connections_are_open() -> None:
+    await probed_beside(16_000)

@@ -2,7 +2,7 @@
 
 from ..support.outage import scene
 
-COUNT = 60
+COUNT = 20
 
 
 async def test_no_request_notices_what_happens_to_redis_and_each_change_is_one_line() -> None:
