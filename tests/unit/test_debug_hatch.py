@@ -18,9 +18,9 @@ from penstock.workers.debug.hatch import Hatch, Wish, path_of
 from penstock.workers.debug.sampler import LOOP, OTHERS
 
 
-def looked_into(folder, *wishes, beside=lambda loop, asked: None):
-    """What this process says to `wishes`, one after another, while its loop does `beside(loop, asked)`; asked: an event
-    that is set when all have been answered.
+def looked_into(folder, *wishes, beside=lambda loop, asked: None, after=None):
+    """What this process says to `wishes`, one after another, once the event `after` is set, while its loop does
+    `beside(loop, asked)`; asked: an event that is set when all have been answered.
     """
     loop = uvloop.new_event_loop()
     hatch = Hatch(folder, 0, 1, loop)
@@ -29,6 +29,7 @@ def looked_into(folder, *wishes, beside=lambda loop, asked: None):
 
     def ask():
         try:
+            assert after is None or after.wait(20)
             me = Process("0", os.getpid(), path_of(folder, 0, 1))
             for wish in wishes:
                 told.append(asyncio.run(ask_all([me], wish))[0].lines)
@@ -114,12 +115,16 @@ def test_time_between_functions_is_the_loops_and_not_the_next_ones(tmp_path):
 
 
 def test_a_loop_that_stands_still_is_seen_standing(tmp_path):
+    standing = threading.Event()
+
     def stand_still(asked):
+        standing.set()
         assert asked.wait(20)
 
-    [lines] = looked_into(
-        tmp_path, Wish("tasks"), beside=lambda loop, asked: loop.call_soon(stand_still, asked)
-    )
+    def beside(loop, asked):
+        loop.call_soon(stand_still, asked)
+
+    [lines] = looked_into(tmp_path, Wish("tasks"), beside=beside, after=standing)
     [main] = [one for one in lines[0]["threads"] if one["name"] == "MainThread"]
     assert any("stand_still (" in place for place in main["stack"])
 

@@ -24,6 +24,9 @@ _BREATH_S = 0.000_1
 """Long enough for the loop's thread to go on, on the one core they share."""
 _FRAMES = 12
 _MAPS = "/proc/self/smaps_rollup"
+_KINDS = frozenset(
+    ("rss", "pss", "pss_anon", "pss_file", "pss_shmem", "private_clean", "private_dirty", "swap")
+)
 
 
 def census() -> Iterator[dict[str, Any]]:
@@ -69,7 +72,7 @@ def _memory() -> dict[str, int]:
     with open(_MAPS) as lines:
         for line in lines:
             name, _, value = line.partition(":")
-            if value.endswith(" kB\n"):
+            if name.lower() in _KINDS:
                 found[name.lower()] = int(value.split()[0]) * 1024
     return found
 
