@@ -90,7 +90,7 @@ test-vllm: install
 	$(BIN)/python -m tests.vllm.run $(ARGS)
 
 chaos: test-tools
-	$(PYTEST) -o timeout=1800 -m "not vllm" tests/chaos $(ARGS)
+	$(PYTEST) -o timeout=1800 -m "not (vllm or soak)" tests/chaos $(ARGS)
 
 soak: install
 	$(PYTEST) -o timeout=14400 -m soak tests $(ARGS)
