@@ -46,6 +46,7 @@ _L1_MIB = 256
 _GIVEN_MIB = 4096
 _MODELS = (("chat-large", 0.7), ("chat-small", 0.3))
 _STREAMS = "-stream"
+_CLIMB = "climb, "
 _CONNECTS = "penstock_upstream_connect_seconds"
 
 
@@ -195,9 +196,8 @@ def _measure(stand: _Stand) -> None:
                 _run(stand, "80 % of the knee", number, KNEE_SHARE * knee, rig.seconds)
     except Unusable as fault:
         rig.book.faults.append(f"slo: no figures: {fault}")
-    labels = list(
-        dict.fromkeys(s.subject for s in rig.book.samples if s.scenario == "slo" and "per_s" in s.figures)
-    )
+    of_slo = (s.subject for s in rig.book.samples if s.scenario == "slo" and "per_s" in s.figures)
+    labels = [label for label in dict.fromkeys(of_slo) if not label.startswith(_CLIMB)]
     for label in labels:
         for one in _objectives(rig.book.median("slo", label, "rate")):
             found = rig.book.median("slo", label, one.figure)
@@ -270,7 +270,7 @@ def _knee(stand: _Stand) -> tuple[int, str]:
 
     def probe(rate: int) -> tuple[str, float]:
         try:
-            figures = _run(stand, f"climb, {rate:,}/s", 0, rate, _STEP_S)
+            figures = _run(stand, f"{_CLIMB}{rate:,}/s", 0, rate, _STEP_S)
         except Unusable as fault:
             return f"the generator gives out, not the gateway: {fault}", rate
         return _missed(figures), figures["per_s"]
@@ -328,11 +328,10 @@ def _saturate(stand: _Stand, bodies: Path) -> None:
 
 def _page(rig: Rig, labels: list[str]) -> str:
     """The objectives of each run as a table in Markdown, for docs/benchmarks.md."""
-    runs = [label for label in labels if not label.startswith("climb")]
-    lines = ["| objective | bound | " + " | ".join(runs) + " |", "|---|---|" + "---|" * len(runs)]
+    lines = ["| objective | bound | " + " | ".join(labels) + " |", "|---|---|" + "---|" * len(labels)]
     for one in OBJECTIVES:
         cells = []
-        for label in runs:
+        for label in labels:
             found = rig.book.median("slo", label, one.figure)
             bound = rig.book.median("slo", label, "rate") if one.figure == "per_s" else one.bound
             met = found >= bound if one.least else found <= bound
@@ -353,7 +352,7 @@ def _page(rig: Rig, labels: list[str]) -> str:
         "stream, whole, p99 ms": "stream_p99_ms",
     }
     for name, figure in beside.items():
-        cells = [f"{rig.book.median('slo', label, figure):,.4g}" for label in runs]
+        cells = [f"{rig.book.median('slo', label, figure):,.4g}" for label in labels]
         lines.append(f"| {name} | | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
