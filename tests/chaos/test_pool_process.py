@@ -33,7 +33,7 @@ from tests.support.procs import children, command_line, is_running, wait_until
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("phase", ["off", "draining", "failed"])
+@pytest.mark.parametrize("phase", ["off", "draining", "asleep", "stopping", "failed"])
 def test_the_successor_of_a_controller_that_is_killed_serves_who_waits_and_leaks_nothing(phase: str) -> None:
     controller_killed_in(phase)
 

@@ -1,8 +1,8 @@
 """What a client may leave undone, and for how long: heads that do not come, idle connections, answers not read."""
 
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ from ..support.sim import Simulator, simulator
 from .listener import H2, MIB, Plain, chat, chat_request, wait_quiet
 
 HEALTH = b"GET /health HTTP/1.1\r\nhost: t\r\n\r\n"
+Serving = Callable[..., AbstractContextManager[Gateway]]
 HTTP = pytest.mark.parametrize("http", ["1", "auto"])
 
 
@@ -23,8 +24,19 @@ def sim() -> Iterator[Simulator]:
         yield running
 
 
-def serving(sim: Simulator, **listen: Any) -> Any:
-    return gateway({**one_model(sim.url), "listen": listen})
+@pytest.fixture(scope="module")
+def serving(sim: Simulator) -> Iterator[Serving]:
+    """A gateway that listens so; the same one for all tests that want the same."""
+    with ExitStack() as stack:
+        made: dict[str, Gateway] = {}
+
+        def of(**listen: Any) -> AbstractContextManager[Gateway]:
+            key = repr(listen)
+            if key not in made:
+                made[key] = stack.enter_context(gateway({**one_model(sim.url), "listen": listen}))
+            return nullcontext(made[key])
+
+        yield of
 
 
 def idle(gate: Gateway) -> Plain:
@@ -36,10 +48,10 @@ def idle(gate: Gateway) -> Plain:
 
 @HTTP
 def test_a_head_that_does_not_come_is_waited_for_for_read_timeout_s_and_an_idle_client_for_longer(
-    sim: Simulator, http: str
+    serving: Serving, http: str
 ) -> None:
     with ExitStack() as stack:
-        gate = stack.enter_context(serving(sim, http=http, read_timeout_s=1, keep_alive_s=600))
+        gate = stack.enter_context(serving(http=http, read_timeout_s=1, keep_alive_s=600))
         waiting = stack.enter_context(idle(gate))
         begun = [b"", b"G", b"GET /health HTTP/1.1\r\nhost: t\r\nx-half: "]
         if http == "auto":
@@ -52,8 +64,10 @@ def test_a_head_that_does_not_come_is_waited_for_for_read_timeout_s_and_an_idle_
 
 
 @HTTP
-def test_a_head_that_comes_a_byte_at_a_time_has_no_longer(sim: Simulator, http: str) -> None:
-    with serving(sim, http=http, read_timeout_s=1, keep_alive_s=600) as gate, Plain(gate.port) as link:
+def test_a_head_that_comes_a_byte_at_a_time_has_no_longer(
+    sim: Simulator, serving: Serving, http: str
+) -> None:
+    with serving(http=http, read_timeout_s=1, keep_alive_s=600) as gate, Plain(gate.port) as link:
         link.send(b"GET /health HTTP/1.1\r\nhost: t\r\nx-slow: ")
 
         def ended() -> bool:
@@ -70,32 +84,32 @@ def test_a_head_that_comes_a_byte_at_a_time_has_no_longer(sim: Simulator, http: 
 
 
 @HTTP
-def test_a_second_head_that_does_not_come_is_no_idle_connection(sim: Simulator, http: str) -> None:
-    with serving(sim, http=http, read_timeout_s=1, keep_alive_s=600) as gate, idle(gate) as link:
+def test_a_second_head_that_does_not_come_is_no_idle_connection(serving: Serving, http: str) -> None:
+    with serving(http=http, read_timeout_s=1, keep_alive_s=600) as gate, idle(gate) as link:
         gate.metrics()  # something that takes longer than the kernel's clock
         assert link.send(b"GET /health HT").read_all()[0] == b""
 
 
 @HTTP
-def test_an_idle_connection_is_closed_after_keep_alive_s(sim: Simulator, http: str) -> None:
+def test_an_idle_connection_is_closed_after_keep_alive_s(serving: Serving, http: str) -> None:
     with (
-        serving(sim, http=http, read_timeout_s=600, keep_alive_s=1) as gate,
+        serving(http=http, read_timeout_s=600, keep_alive_s=1) as gate,
         idle(gate) as link,
     ):
         assert link.read_all() == (b"", False)
 
 
 def test_an_idle_http_2_connection_is_closed_after_keep_alive_s_and_not_after_read_timeout_s(
-    sim: Simulator,
+    serving: Serving,
 ) -> None:
-    with serving(sim, http="auto", read_timeout_s=0.5, keep_alive_s=600) as gate, Plain(gate.port) as link:
+    with serving(http="auto", read_timeout_s=0.5, keep_alive_s=600) as gate, Plain(gate.port) as link:
         client = H2(link)
         client.finish(client.request(path="/health"))
         for _ in range(2):  # each of these lives for as long as the other would
             with Plain(gate.port) as silent:
                 assert silent.read_all()[0] == b""
         client.finish(client.request(path="/health"))
-    with serving(sim, http="auto", read_timeout_s=600, keep_alive_s=0.5) as gate, Plain(gate.port) as link:
+    with serving(http="auto", read_timeout_s=600, keep_alive_s=0.5) as gate, Plain(gate.port) as link:
         client = H2(link)
         client.finish(client.request(path="/health"))
         while client.turn():
@@ -103,11 +117,13 @@ def test_an_idle_http_2_connection_is_closed_after_keep_alive_s_and_not_after_re
 
 
 @HTTP
-def test_no_deadline_of_the_connection_ends_a_request_that_waits(sim: Simulator, http: str) -> None:
+def test_no_deadline_of_the_connection_ends_a_request_that_waits(
+    sim: Simulator, serving: Serving, http: str
+) -> None:
     sim.reset()
     sim.faults({"kind": "hang", "stage": "headers"})
     with (
-        serving(sim, http=http, read_timeout_s=0.5, keep_alive_s=0.5, write_timeout_s=0.5) as gate,
+        serving(http=http, read_timeout_s=0.5, keep_alive_s=0.5, write_timeout_s=0.5) as gate,
         Plain(gate.port) as one,
         Plain(gate.port) as two,
     ):
@@ -122,11 +138,13 @@ def test_no_deadline_of_the_connection_ends_a_request_that_waits(sim: Simulator,
         wait_quiet(gate, sim)
 
 
-def test_a_plain_answer_that_is_not_read_holds_nothing_after_write_timeout_s(sim: Simulator) -> None:
+def test_a_plain_answer_that_is_not_read_holds_nothing_after_write_timeout_s(
+    sim: Simulator, serving: Serving
+) -> None:
     sim.reset()
     sim.faults({"kind": "oversized", "bytes": 24 * MIB, "chunked": True})
     with (
-        serving(sim, write_timeout_s=1) as gate,
+        serving(write_timeout_s=1) as gate,
         Plain(gate.port, receive_buffer=64 << 10) as link,
     ):
         link.send(chat_request())
@@ -139,12 +157,12 @@ def test_a_plain_answer_that_is_not_read_holds_nothing_after_write_timeout_s(sim
         wait_quiet(gate, sim)
 
 
-def test_a_stream_that_is_not_read_is_reset_and_never_seems_whole(sim: Simulator) -> None:
+def test_a_stream_that_is_not_read_is_reset_and_never_seems_whole(sim: Simulator, serving: Serving) -> None:
     sim.reset()
     sim.faults({"kind": "oversized", "bytes": 400 * MIB})
     aborted = sim.stats()["aborted"]
     with (
-        serving(sim, write_timeout_s=1) as gate,
+        serving(write_timeout_s=1) as gate,
         Plain(gate.port, receive_buffer=64 << 10) as link,
     ):
         link.send(chat_request(stream=True))
@@ -157,12 +175,14 @@ def test_a_stream_that_is_not_read_is_reset_and_never_seems_whole(sim: Simulator
         wait_quiet(gate, sim)
 
 
-def test_a_stream_that_is_not_read_says_so_where_the_host_ends_the_connection_itself(sim: Simulator) -> None:
+def test_a_stream_that_is_not_read_says_so_where_the_host_ends_the_connection_itself(
+    sim: Simulator, serving: Serving
+) -> None:
     sim.reset()
     sim.faults({"kind": "oversized", "bytes": 400 * MIB})
     aborted = sim.stats()["aborted"]
     request = chat_request(stream=True).replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
-    with serving(sim, write_timeout_s=1) as gate, Plain(gate.port, receive_buffer=64 << 10) as link:
+    with serving(write_timeout_s=1) as gate, Plain(gate.port, receive_buffer=64 << 10) as link:
         link.send(request)
         wait_until(lambda: sim.stats()["aborted"] > aborted, what="the upstream is closed")
         got, reset = link.read_all()
@@ -171,17 +191,17 @@ def test_a_stream_that_is_not_read_says_so_where_the_host_ends_the_connection_it
         wait_quiet(gate, sim)
 
 
-def test_a_body_that_does_not_come_is_408_and_holds_nothing(sim: Simulator) -> None:
+def test_a_body_that_does_not_come_is_408_and_holds_nothing(sim: Simulator, serving: Serving) -> None:
     body = msgspec.json.encode(chat())
-    with serving(sim, body_timeout_s=1) as gate, Plain(gate.port) as link:
+    with serving(body_timeout_s=1) as gate, Plain(gate.port) as link:
         link.send(chat_request()[: -len(body) // 2])
         assert b"HTTP/1.1 408 " in link.until(b"body_timeout")
         wait_quiet(gate, sim)
 
 
-def test_a_large_body_that_trickles_has_read_timeout_s_in_all(sim: Simulator) -> None:
+def test_a_large_body_that_trickles_has_read_timeout_s_in_all(sim: Simulator, serving: Serving) -> None:
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\n"
-    with serving(sim, body_timeout_s=600, read_timeout_s=1.5) as gate, Plain(gate.port) as link:
+    with serving(body_timeout_s=600, read_timeout_s=1.5) as gate, Plain(gate.port) as link:
         link.send(head + b"content-length: 1000000\r\n\r\n{")
 
         def answered() -> bool:

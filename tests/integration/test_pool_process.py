@@ -138,7 +138,7 @@ def test_a_request_that_comes_while_the_server_is_stopped_is_served() -> None:
         assert phases(g)[-3:] == ["off", "starting", "ready"] or phases(g)[-1] == "ready"
 
 
-@pytest.mark.parametrize("phase", ["starting", "ready", "asleep", "stopping"])
+@pytest.mark.parametrize("phase", ["starting", "ready"])
 def test_the_successor_of_a_controller_that_is_killed_serves_who_waits_and_leaks_nothing(phase: str) -> None:
     controller_killed_in(phase)
 
