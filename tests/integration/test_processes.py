@@ -37,9 +37,19 @@ def _config(**sections: Any) -> dict[str, Any]:
     return {**one_model(DEAD), **few, **sections}
 
 
+TWO = {"workers": {"count": 2, "drain_delay_s": 0, "drain_timeout_s": 5}}
+
+
 @pytest.fixture
 def gate() -> Iterator[Gateway]:
-    with gateway(_config(workers={"count": 2, "drain_delay_s": 0, "drain_timeout_s": 5})) as made:
+    with gateway(_config(**TWO)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def looked_at() -> Iterator[Gateway]:
+    """One for all that only look at it."""
+    with gateway(_config(**TWO)) as made:
         yield made
 
 
@@ -93,20 +103,20 @@ def test_every_thread_of_a_worker_runs_on_its_own_core() -> None:
         assert sorted(seen) == cores
 
 
-def test_every_thread_of_a_worker_is_scheduled_as_batch_work(gate: Gateway) -> None:
-    for pid in gate.worker_pids():
+def test_every_thread_of_a_worker_is_scheduled_as_batch_work(looked_at: Gateway) -> None:
+    for pid in looked_at.worker_pids():
         policies = {os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()}
         assert policies == {os.SCHED_BATCH}
 
 
-def test_a_worker_has_its_own_listener_and_nobody_elses(gate: Gateway) -> None:
-    sockets = [_listening_sockets(pid) for pid in gate.worker_pids()]
+def test_a_worker_has_its_own_listener_and_nobody_elses(looked_at: Gateway) -> None:
+    sockets = [_listening_sockets(pid) for pid in looked_at.worker_pids()]
     assert [len(one) for one in sockets] == [1, 1]
     assert not sockets[0] & sockets[1]
-    controller = gate.controller_pid()
+    controller = looked_at.controller_pid()
     assert controller is not None
     assert len(_listening_sockets(controller)) == 1
-    assert len(_listening_sockets(gate.pid)) == 3
+    assert len(_listening_sockets(looked_at.pid)) == 3
 
 
 def test_a_successor_serves_the_listener_of_the_dead(gate: Gateway) -> None:
@@ -119,8 +129,8 @@ def test_a_successor_serves_the_listener_of_the_dead(gate: Gateway) -> None:
     )
 
 
-def test_the_limit_on_open_files_is_raised(gate: Gateway) -> None:
-    for pid in gate.worker_pids():
+def test_the_limit_on_open_files_is_raised(looked_at: Gateway) -> None:
+    for pid in looked_at.worker_pids():
         match = re.search(r"Max open files\s+(\d+)\s+(\d+)", Path(f"/proc/{pid}/limits").read_text())
         assert match
         assert match[1] == match[2]
@@ -143,13 +153,13 @@ def _serve(folder: Path, config: object, *args: str) -> tuple[int, str]:
     return run([console_script(), "serve", "-c", str(file), *args])
 
 
-def test_a_second_start_on_the_same_port_is_one_line(gate: Gateway, tmp_path: Path) -> None:
-    config = {**_config(), "listen": gate.config["listen"], "admin": {"port": free_port()}}
+def test_a_second_start_on_the_same_port_is_one_line(looked_at: Gateway, tmp_path: Path) -> None:
+    config = {**_config(), "listen": looked_at.config["listen"], "admin": {"port": free_port()}}
     status, output = _serve(tmp_path, config)
     assert status == 2
-    assert f"a gateway already runs on 127.0.0.1:{gate.port}" in output
+    assert f"a gateway already runs on 127.0.0.1:{looked_at.port}" in output
     assert len(output.splitlines()) == 1
-    assert gate.is_up()
+    assert looked_at.is_up()
 
 
 def test_a_port_that_somebody_else_has_is_one_line(tmp_path: Path) -> None:
@@ -529,22 +539,24 @@ def test_a_second_signal_ends_a_drain_at_once() -> None:
 # ---- the admin port
 
 
-def test_the_admin_port_has_metrics_status_and_nothing_else(gate: Gateway) -> None:
-    assert gate.metric("penstock_worker_up") == 2
-    assert gate.metric("penstock_worker_starts_total") == 2
-    assert gate.metric("penstock_process_resident_bytes", process="supervisor") > 0
-    status = _status(gate)
+def test_the_admin_port_has_metrics_status_and_nothing_else(looked_at: Gateway) -> None:
+    assert looked_at.metric("penstock_worker_up") == 2
+    assert looked_at.metric("penstock_worker_starts_total") == 2
+    assert looked_at.metric("penstock_process_resident_bytes", process="supervisor") > 0
+    status = _status(looked_at)
     assert {one["worker"] for one in status["workers"]} == {"0", "1"}
     assert status["models"]["m"]["backends"][0]["url"] == DEAD
-    wait_until(lambda: _status(gate)["models"]["m"]["backends"][0]["health"] == "down", what="the verdict")
+    wait_until(
+        lambda: _status(looked_at)["models"]["m"]["backends"][0]["health"] == "down", what="the verdict"
+    )
     for path in ("/", "/v1/models", "/sleep"):
-        answer = httpx.get(gate.admin_url + path, trust_env=False)
+        answer = httpx.get(looked_at.admin_url + path, trust_env=False)
         assert answer.status_code == 404
         assert "error" in answer.json()
 
 
-def test_admin_paths_are_on_the_api_port_only_when_asked_for_and_with_the_key(gate: Gateway) -> None:
-    assert httpx.get(f"{gate.url}/metrics", trust_env=False).status_code == 404
+def test_admin_paths_are_on_the_api_port_only_when_asked_for_and_with_the_key(looked_at: Gateway) -> None:
+    assert httpx.get(f"{looked_at.url}/metrics", trust_env=False).status_code == 404
     config = _config(admin={"key_env": "TEST_ADMIN_KEY", "on_api_port": True})
     with (
         gateway(config, env={"TEST_ADMIN_KEY": "s3cret"}) as open_gate,
