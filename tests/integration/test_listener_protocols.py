@@ -308,3 +308,17 @@ def test_a_client_that_speaks_no_tls_is_closed_and_the_next_one_served(opened: O
 
 def _resident(gate: Gateway) -> float:
     return gate.metric("penstock_process_resident_bytes", process="worker-0")
+
+
+def test_the_fields_of_a_request_over_http_2_are_bounded(opened: Open) -> None:
+    def fields(kib: int) -> dict[str, str]:
+        return {f"x-{number}": "a" * 1024 for number in range(kib)}
+
+    with opened("h2c").client() as client:
+        assert client.get("/health", headers=fields(40)).status_code == 200
+        try:
+            refused = client.get("/health", headers=fields(90)).status_code == 431
+        except httpx.TransportError:
+            refused = True
+        assert refused
+        assert client.get("/health").status_code == 200
