@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 import msgspec
 
 from ..config.structs import Access
@@ -24,7 +22,7 @@ class Line(msgspec.Struct, omit_defaults=True, kw_only=True):
     its answer began. ``key`` is the key's id.
     """
 
-    time: datetime
+    time: str
     request_id: str
     client: str
     method: str

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from random import Random
-from time import perf_counter_ns, time_ns
+from time import gmtime, perf_counter_ns, strftime, time_ns
 from typing import TYPE_CHECKING, Any
 
 from ...cache.outcome import Outcome
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from ..endpoints import Endpoint
     from .told import Told
 
-_FOLLOWED = Outcome.COALESCED.value
+#: Outcomes of requests that have cost something.
 _ASKED = frozenset({Outcome.MISS.value, Outcome.BYPASS.value})
 _MOST_CHARS = 512
 _MS = 1e6
@@ -50,6 +49,7 @@ class Reporter:
         if traces is not None:
             headers = environ.get(traces.headers_env, "") if traces.headers_env else ""
             self.tracing = Tracing(traces, headers, f"{instance}-{os.getpid()}", self._random)
+        self._clock = _Clock()
         self._reported = 0, 0
         self.report()
 
@@ -57,7 +57,7 @@ class Reporter:
         """Of requests that have ended: the exchange, its endpoint and path, when its body came, and since then."""
         access, tracing, lines = self.access, self.tracing, []
         now, wall_ns = perf_counter_ns(), time_ns()
-        time = datetime.fromtimestamp(wall_ns / 1e9, UTC)
+        time = self._clock.text(wall_ns) if access is not None else ""
         for exchange, endpoint, path, started, total in answered:
             if not exchange.witnessed:
                 continue  # it came before this was configured
@@ -69,7 +69,7 @@ class Reporter:
             if not written and not traced:
                 continue
             ended = started + total if started else now
-            tokens = _tokens(told)
+            tokens = _tokens(told) if told.cache in _ASKED else None
             if written:
                 lines.append(_line(told, path, time, ended, tokens))
             if traced:
@@ -111,21 +111,37 @@ class Reporter:
         return [part.outlet for part in (self.access, self.tracing) if part is not None]
 
 
+class _Clock:
+    """Writes times as RFC 3339 has them; a second's text is made once: a datetime costs four times as much."""
+
+    __slots__ = ("_second", "_text")
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._text = ""
+
+    def text(self, wall_ns: int) -> str:
+        second, rest = divmod(wall_ns, 1_000_000_000)
+        if second != self._second:
+            self._second, self._text = second, strftime("%Y-%m-%dT%H:%M:%S", gmtime(second))
+        return f"{self._text}.{rest // 1000:06d}Z"
+
+
 def _tokens(told: Told) -> tuple[int, int] | None:
-    """What the answer has cost; what comes from the cache or a flight has cost nothing, or somebody else."""
+    """What the answer has cost, if it says so."""
     if told.meter is not None:
-        return told.meter.tokens() if told.cache != _FOLLOWED else None
-    return usage_of(told.told) if told.told and told.cache != _FOLLOWED else None
+        return told.meter.tokens()
+    return usage_of(told.told) if told.told else None
 
 
-def _line(told: Told, path: str, time: datetime, ended: int, tokens: tuple[int, int] | None) -> Line:
+def _line(told: Told, path: str, time: str, ended: int, tokens: tuple[int, int] | None) -> Line:
     began = int(told.began_s * 1e9)
-    raw = told.raw
+    scope, raw = told.scope, told.raw
     line = Line(
         time=time,
         request_id=told.request_id,
-        client=told.client,
-        method=told.method,
+        client=scope.client,
+        method=scope.method,
         path=path[:_MOST_CHARS],
         status=told.status,
         ms=(ended - began) / _MS,
@@ -166,8 +182,7 @@ def _answered_by(told: Told) -> tuple[str, int, str]:
 def _trip(
     told: Told, endpoint: Endpoint | None, path: str, wall_ns: int, ended: int, tokens: tuple[int, int] | None
 ) -> Trip:
-    scheme, version = told.protocol
-    caller, raw = told.caller, told.raw
+    scope, caller, raw = told.scope, told.caller, told.raw
     return Trip(
         told.trace_id,
         told.span_id,
@@ -176,12 +191,12 @@ def _trip(
         wall_ns,
         int(told.began_s * 1e9),
         ended,
-        told.method,
+        scope.method,
         path[:_MOST_CHARS],
         endpoint.path if endpoint is not None else "",
-        scheme,
-        version,
-        told.client,
+        scope.scheme,
+        scope.http_version,
+        scope.client,
         told.status,
         told.error,
         told.model,

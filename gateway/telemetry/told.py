@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..exchange import Exchange
 from ..fleet import Backend
@@ -38,10 +38,13 @@ class Attempt:
 class Told(Exchange):
     """One request and its way back. ``span_id``: of a request that is traced."""
 
+    #: in slots, because every request has them
+    __slots__ = ("fields", "raw", "sent_bytes")
+
     witnessed = True
-    raw: RawRequest | None = None
-    fields: list[tuple[str, str]] | None = None
-    sent_bytes = 0
+    raw: RawRequest | None
+    fields: list[tuple[str, str]] | None
+    sent_bytes: int
     beginning = b""
     attempts: tuple[Attempt, ...] = ()
     trace_id = ""
@@ -52,24 +55,19 @@ class Told(Exchange):
     tracing: Tracing | None = None
 
     @property
-    def method(self) -> str:
-        """The request's method."""
-        method: str = self._scope.method
-        return method
-
-    @property
-    def protocol(self) -> tuple[str, str]:
-        """Its scheme and the version of HTTP."""
-        return self._scope.scheme, self._scope.http_version
+    def scope(self) -> Any:
+        """What the server host says of the request."""
+        return self._scope
 
     def read_head(self, path: str) -> tuple[RawRequest, int | None]:
         """As in the base; a request that is traced loses what it says of its trace: each call upstream has its own."""
-        raw, length = super().read_head(path)
+        self.raw = self.fields = None
+        self.sent_bytes = 0
+        raw, length = Exchange.read_head(self, path)  # super() costs 0.1 µs more
         self.raw = raw
         forwarded = raw.forwarded
-        said = "traceparent: " in forwarded or "tracestate: " in forwarded
-        if said:
-            lines = _LINES.findall(forwarded)
+        lines = _LINES.findall(forwarded) if "trace" in forwarded else None
+        if lines:
             parent = self.parent = parent_of([value for name, value in lines if name == "traceparent"])
             if parent is not None:
                 self.trace_id = parent.trace_id
@@ -79,7 +77,7 @@ class Told(Exchange):
             return raw, length
         self.tracing = tracing
         tracing.begin(self, path)
-        if said and (self.span_id or self.parent is None):
+        if lines and (self.span_id or self.parent is None):
             raw.forwarded = _LINES.sub("", forwarded)
             if self.parent is not None:
                 self.trace_state = state_of([value for name, value in lines if name == "tracestate"])
@@ -87,18 +85,18 @@ class Told(Exchange):
 
     def respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         """As in the base."""
-        super().respond(status, headers, body)
+        Exchange.respond(self, status, headers, body)
         self.fields = headers
         self.sent_bytes += len(body)
 
     def stream(self, status: int, headers: list[tuple[str, str]]) -> Exchange:
         """As in the base."""
         self.fields = headers
-        return super().stream(status, headers)
+        return Exchange.stream(self, status, headers)
 
     def send(self, data: bytes) -> None:
         """As in the base."""
-        super().send(data)
+        Exchange.send(self, data)
         if self.span_id and not self.sent_bytes:
             self.beginning = data[:_BEGINNING_BYTES]
         self.sent_bytes += len(data)

@@ -59,6 +59,8 @@ def config(backend: str, redis: str, keys: str, admin_port: int) -> dict[str, An
     return {
         "workers": {"count": 2},
         "admin": {"port": admin_port},
+        "log": {"access": {}},
+        "telemetry": {"otlp_endpoint": nobody, "sample_ratio": 0},
         "cache": {"mode": "deterministic", "l1": {"size": "32MiB"}, "l2": {"url": redis}},
         "keys": {"file": keys},
         "breaker": {"failures": 2, "open_s": 60},
