@@ -1,7 +1,8 @@
 """Configuration: the Struct tree, reading and checking a file, its JSON Schema, its travelling form."""
 
+from .addresses import is_loopback
 from .cache import L1, L2, Cache, ModelCache
-from .check import Machine, is_loopback, tls_fault
+from .check import Machine, tls_fault
 from .check_pools import places_itself
 from .faults import ConfigError
 from .fields import GIB, KIB, MIB, CacheMode

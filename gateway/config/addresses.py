@@ -1,8 +1,8 @@
-"""Which texts in a configuration are addresses, not names."""
+"""Which texts in a configuration are addresses, not names, and whose."""
 
 import ipaddress
 import re
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 _WITH_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([0-9.]+)):([0-9]{1,5})")
 
@@ -20,6 +20,17 @@ def nameserver(text: str) -> tuple[str, int]:
     return address, port
 
 
+def parts_of(url: str) -> tuple[SplitResult, int | None]:
+    """A URL taken apart, and its port. What cannot be taken apart has no host and the port 0: brackets that do not
+    close, or a port that is none.
+    """
+    try:
+        parts = urlsplit(url)
+        return parts, parts.port
+    except ValueError:
+        return SplitResult(url.partition("://")[0].lower(), "", "", "", ""), 0
+
+
 def is_address(url: str) -> bool:
     """Whether a URL names a socket or an IP address instead of a host."""
     if url.startswith("unix:"):
@@ -29,3 +40,13 @@ def is_address(url: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -4,30 +4,26 @@ Pure, apart from files that the configuration itself names. What the machine has
 that a test can be a machine with two cores and a thousand descriptors.
 """
 
-import ipaddress
 import os
 import resource
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import chain
-from urllib.parse import unquote, urlsplit
 
-from .addresses import is_address, nameserver
+from .addresses import is_loopback, nameserver, parts_of
+from .check_backends import backend_faults
 from .check_pools import pool_faults
 from .check_telemetry import telemetry_faults
-from .faults import ConfigError
-from .model import Backend, Model
+from .faults import ConfigError, Fault
+from .outside import unreadable, unset
 from .redis import RedisServer
-from .structs import MAX_BACKENDS, MAX_MODELS, Config, Listen, Tls
+from .structs import MAX_BACKENDS, MAX_MODELS, Config, Tls
 
 _SPARE_DESCRIPTORS = 128
 MIN_L1_ENTRIES = 8
 _MAX_SOCKET_PATH_BYTES = 107
 _MAX_NAME_CHARS = 256
-_WILDCARDS = ("0.0.0.0", "::")
-_LOCAL = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,28 +59,6 @@ def descriptors(config: Config) -> int:
     upstream = sum(model.max_concurrent for model in config.models.values())
     idle = config.upstream.connections.max_idle * sum(len(model.backends) for model in config.models.values())
     return config.listen.max_connections + upstream + idle + _SPARE_DESCRIPTORS
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _is_own(url: str, listen: Listen) -> bool:
-    """Whether this backend is the gateway's own listener, as far as can be told without resolving names."""
-    if url.startswith("unix:"):
-        return listen.uds is not None and unquote(urlsplit(url).path) == os.path.abspath(listen.uds)
-    parts = urlsplit(url)
-    if (parts.port or {"http": 80, "https": 443}[parts.scheme]) != listen.port:
-        return False
-    # to connect to the wildcard is to connect to this machine
-    host, own = (_LOCAL.get(name, name) for name in (parts.hostname or "", listen.host.lower()))
-    return host == own or (listen.host in _WILDCARDS and is_loopback(host))
 
 
 def tls_fault(tls: Tls) -> str | None:
@@ -127,15 +101,9 @@ class _Check:
         self._keys(config)
         self._names(config)
         self._discovery(config)
-        faults = (
-            pool_faults(config, self._environ),
-            telemetry_faults(config, self._environ, self._machine.otel),
-        )
-        for path, what, fix in chain(*faults):
-            raise self._fail(path, what, fix)
-        for name, model in config.models.items():
-            self._backends(f"$.models.{name}", model, config.listen)
-            self._fallbacks(f"$.models.{name}.fallbacks", name, model.fallbacks, config)
+        self._none_of(pool_faults(config, self._environ))
+        self._none_of(telemetry_faults(config, self._environ, self._machine.otel))
+        self._none_of(backend_faults(config, self._environ))
         self._capacity(config)
 
     def _listeners(self, config: Config) -> None:
@@ -230,11 +198,7 @@ class _Check:
             self._redis("$.cache.l2", l2)
 
     def _redis(self, path: str, server: RedisServer) -> None:
-        parts = urlsplit(server.url)
-        try:
-            port = parts.port
-        except ValueError:
-            port = 0
+        parts, port = parts_of(server.url)
         if parts.scheme not in ("redis", "rediss") or not parts.hostname or port == 0:
             raise self._fail(f"{path}.url", "not the URL of a Redis", "write redis://host:6379/0")
         if "@" in parts.netloc or parts.query or parts.fragment:
@@ -330,98 +294,15 @@ class _Check:
                 f"use 1 to {_MAX_NAME_CHARS} printable characters, no space at the ends",
             )
 
-    def _backends(self, path: str, model: Model, listen: Listen) -> None:
-        if not model.backends and model.pool is None:
-            raise self._fail(path, "`backends` is missing", "add `backends:` here, or a `pool`")
-        seen: set[str] = set()
-        for index, backend in enumerate(model.backends):
-            place = f"{path}.backends[{index}]"
-            self._url(f"{place}.url", backend.url)
-            if backend.discover is not None and is_address(backend.url):
-                raise self._fail(f"{place}.discover", "an address or a path is no name", "remove it")
-            if backend.discover == "srv" and urlsplit(backend.url).port is not None:
-                raise self._fail(f"{place}.url", "SRV records say the port", "remove it from the URL")
-            if _is_own(backend.url, listen):
-                raise self._fail(
-                    f"{place}.url",
-                    "this is where Penstock itself listens, so a request would go round for ever",
-                    "name the server's address, or change `listen.port`",
-                )
-            self._secret(f"{place}.api_key_env", backend.api_key_env)
-            self._backend_tls(f"{place}.tls", backend)
-            plain = backend.url.rstrip("/")
-            if plain in seen:
-                raise self._fail(
-                    f"{place}.url", f"{plain} is given twice", "remove one, or give it more `weight`"
-                )
-            seen.add(plain)
-
-    def _fallbacks(self, path: str, name: str, fallbacks: tuple[str, ...], config: Config) -> None:
-        for index, fallback in enumerate(fallbacks):
-            if fallback not in config.models:
-                raise self._fail(
-                    f"{path}[{index}]", f"there is no model {fallback}", "name a model, no alias"
-                )
-            if fallback == name:
-                raise self._fail(f"{path}[{index}]", f"{fallback} is the model itself", "remove it")
-            if fallback in fallbacks[:index]:
-                raise self._fail(f"{path}[{index}]", f"{fallback} is named twice", "remove it")
-
-    def _url(self, path: str, url: str) -> None:
-        if any(c <= " " or c > "~" for c in url):
-            raise self._fail(
-                path, "a space or a character that is not ASCII", "percent-encode it or remove it"
-            )
-        if url.startswith("unix:"):
-            if not url.startswith("unix:///") or len(url) < len("unix:///x"):
-                raise self._fail(path, "not a socket's path", "write unix:///run/vllm.sock")
-            return
-        parts = urlsplit(url)
-        try:
-            port = parts.port
-        except ValueError:
-            port = 0
-        if parts.scheme not in ("http", "https"):
-            raise self._fail(
-                path, "not http, https or unix", f"write http://{url.partition('://')[2] or url}"
-            )
-        if not parts.hostname or port == 0:
-            raise self._fail(path, "no host, or no such port", "write http://host:8000")
-        if "@" in parts.netloc:
-            raise self._fail(
-                path, "a user or password in a URL", "put the key in a variable and name it in `api_key_env`"
-            )
-        if parts.query or parts.fragment:
-            raise self._fail(path, "a query in a backend's URL", "end it after the path")
-        if parts.path.rstrip("/").endswith("/v1"):
-            raise self._fail(path, "ends in /v1, which every request's path has already", "remove /v1")
-
-    def _backend_tls(self, path: str, backend: Backend) -> None:
-        if backend.tls is None:
-            return
-        if not backend.url.startswith("https:"):
-            raise self._fail(path, "the URL is not https", "write https:// in the URL, or remove `tls`")
-        if backend.tls.ca is not None:
-            self._readable(f"{path}.ca", backend.tls.ca)
-            try:
-                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(backend.tls.ca)
-            except (ssl.SSLError, OSError):
-                raise self._fail(
-                    f"{path}.ca", "not a PEM file of certificates", "name another file"
-                ) from None
-
     def _secret(self, path: str, variable: str | None) -> None:
-        if variable is not None and not self._environ.get(variable):
-            raise self._fail(path, f"environment variable {variable} is not set", "set it before starting")
+        self._none_of(unset(path, variable, self._environ))
 
     def _readable(self, path: str, file: str) -> None:
-        try:
-            with open(file, "rb") as opened:
-                opened.read(1)
-        except OSError as fault:
-            raise self._fail(
-                path, f"cannot read {file}: {fault.strerror}", "correct the path or its rights"
-            ) from None
+        self._none_of(unreadable(path, file))
+
+    def _none_of(self, faults: Iterable[Fault]) -> None:
+        for path, what, fix in faults:
+            raise self._fail(path, what, fix)
 
     def _capacity(self, config: Config) -> None:
         backends = sum(len(model.backends) for model in config.models.values())

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from urllib.parse import urlsplit
 
+from .addresses import parts_of
+from .faults import Fault
 from .model import Model
+from .outside import unset
 from .pool import DockerPool, KubernetesPool, ProcessPool, WebhookPool
 from .structs import Config
-
-Fault = tuple[str, str, str]
 
 
 def places_itself(model: Model) -> bool:
@@ -99,21 +99,12 @@ def _of_one(path: str, model: Model, environ: Mapping[str, str]) -> Iterator[Fau
     if isinstance(pool, WebhookPool) and not _is_web(pool.url):
         yield f"{path}.pool.url", "neither http nor https, or without a host", "write https://host/path"
     for key in ("api_key_env", "secret_env"):
-        variable = getattr(pool, key, None)
-        if variable is not None and not environ.get(variable):
-            yield (
-                f"{path}.pool.{key}",
-                f"environment variable {variable} is not set",
-                "set it before starting",
-            )
+        yield from unset(f"{path}.pool.{key}", getattr(pool, key, None), environ)
 
 
 def _is_web(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
+    parts, port = parts_of(url)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
 
 
 def _of_sleep(path: str, model: Model) -> Iterator[Fault]:

@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from urllib.parse import urlsplit
 
+from .addresses import parts_of
 from .structs import STDERR, Config
 
 
@@ -20,11 +20,7 @@ def telemetry_faults(
             yield "$.log.access.path", f"there is no folder {folder}", "create it, or use another path"
     if telemetry is None:
         return
-    parts = urlsplit(telemetry.otlp_endpoint)
-    try:
-        port = parts.port
-    except ValueError:
-        port = 0
+    parts, port = parts_of(telemetry.otlp_endpoint)
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
         yield "$.telemetry.otlp_endpoint", "not the URL of a collector", "write http://collector:4318"
     if "@" in parts.netloc or parts.query or parts.fragment:

@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+Fault = tuple[str, str, str]
+"""The place, what is wrong there, the likely fix."""
+
 
 class ConfigError(Exception):
     """A configuration that cannot be used, as one line: `file: $.place: what is wrong; likely fix`.

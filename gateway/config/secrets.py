@@ -1,7 +1,8 @@
 """Secrets do not belong into a document that every node reads and whose versions are kept.
 
 Keys that end in `_env` name variables, so there is no place meant for a secret; what is looked for is one in a place
-that was meant for something else. What is found is never quoted.
+that was meant for something else. What is found is never quoted. No pattern goes over a line again and again: it may be
+as long as the document, and the controllers of all nodes wait for it.
 """
 
 import re
@@ -12,8 +13,8 @@ from .faults import ConfigError
 
 _SHAPES = re.compile(
     r"""\bsk-[A-Za-z0-9_-]{12,} | \bhf_[A-Za-z0-9]{12,} | \bAKIA[0-9A-Z]{16}\b | \bgh[opsur]_[A-Za-z0-9]{20,}
-    | \bxox[abp]-[A-Za-z0-9-]{10,} | \beyJ[\w-]{10,}\.[\w-]{10,}\. | -----BEGIN\ [A-Z ]*PRIVATE\ KEY
-    | (?i:\bbearer\s+[A-Za-z0-9._~+/-]{12,}) | ://[^/\s@]*:[^/\s@]+@""",
+    | \bxox[abp]-[A-Za-z0-9-]{10,} | \beyJ[\w-]{10,200}+\.[\w-]{10} | -----BEGIN\ [A-Z ]*PRIVATE\ KEY
+    | (?i:\bbearer\s+[A-Za-z0-9._~+/-]{12,}) | ://[^/\s@:]*+:[^/\s@]++@""",
     re.VERBOSE,
 )
 _NAMES = re.compile(r"(?i)(^|[-_])(keys?|token|secrets?|passwords?|passwd|credentials?)$")

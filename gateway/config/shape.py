@@ -126,6 +126,9 @@ class _Walk:
         return int(float(number) * _FACTORS[unit]) if "." in number else int(number) * _FACTORS[unit]
 
     def _expand(self, raw: str, path: str) -> str:
+        if raw.rfind("${") > raw.rfind("}"):  # also, of many each would be looked for an end of to the end
+            raise ConfigError(self._name, path, "`${` without a `}`", "write ${NAME} or ${NAME:-default}")
+
         def put(match: re.Match[str]) -> str:
             name, dash, fallback = match.group(1).partition(":-")
             if not _NAME.fullmatch(name):

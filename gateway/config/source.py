@@ -25,12 +25,24 @@ _Loader = type(
 )
 
 
+def _number(loader: Any, node: yaml.Node) -> int:
+    """As PyYAML has it, as far as 64 bits go: Python refuses to write much longer ones even into an error."""
+    number: int = loader.construct_yaml_int(node)
+    if number.bit_length() > 64:
+        line = node.start_mark.line + 1
+        raise yaml.constructor.ConstructorError(None, None, f"a number of more than 64 bits in line {line}")
+    return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _number)
+
+
 def parse(name: str, text: str) -> dict[str, Any]:
     """Parse `text`; `name` is what errors call the file. Raises ConfigError."""
     if len(text.encode("utf-8", "surrogatepass")) > MAX_FILE_BYTES:
         raise ConfigError(name, "$", "larger than 1 MiB", "split the deployment or remove what is generated")
     try:
-        _bound_depth(name, text)
+        _bound(name, text)
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as fault:
         mark = fault.problem_mark or fault.context_mark
@@ -65,9 +77,13 @@ def parse(name: str, text: str) -> dict[str, Any]:
     return built
 
 
-def _bound_depth(name: str, text: str) -> None:
-    depth = 0
+def _bound(name: str, text: str) -> None:
+    """Before anything is built of it."""
+    depth = nodes = 0
     for event in yaml.parse(text, Loader=_Loader):
+        nodes += isinstance(event, yaml.NodeEvent)
+        if nodes > MAX_NODES:
+            raise ConfigError(name, "$", f"more than {MAX_NODES} values", "remove what is generated")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:

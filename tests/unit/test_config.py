@@ -97,6 +97,23 @@ def test_an_alias_of_yaml_may_share_settings_between_models():
 # What is written, and the refusal: the place, what is wrong there, the likely fix.
 BROKEN = [
     (
+        "models: {m: {backends: [{url: 'http://[::1:8000'}]}}",
+        "$.models.m.backends[0].url: no host, or no such port; write http://host:8000",
+    ),
+    (MODEL + "store: {url: 'redis://[::1:6379'}", "$.store.url: not the URL of a Redis; write redis://host"),
+    (
+        MODEL + "telemetry: {otlp_endpoint: 'http://[::1:4318'}",
+        "$.telemetry.otlp_endpoint: not the URL of a collector",
+    ),
+    (
+        "models: {m: {pool: {provider: docker, image: i, sleep_level: 2}}}",
+        "$.models.m.pool.sleep_level: of no use without `sleep_after_s`; give that, or remove this",
+    ),
+    (
+        "models: {m: {pool: {provider: docker, image: i, gpus: 2}}}\npools: {gpus: [{memory: 80GiB}]}",
+        "$.models.m.pool.gpus: 2 for each server, and this node has 1; lower it, or correct `pools.gpus`",
+    ),
+    (
         MODEL + "log: {access: {path: /none/of/these/access.jsonl}}",
         "$.log.access.path: there is no folder /none/of/these; create it",
     ),
