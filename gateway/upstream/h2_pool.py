@@ -18,7 +18,8 @@ from collections.abc import Callable
 from .call import Call, CallTimeouts
 from .connector import Connector
 from .fault import FaultKind, UpstreamFault
-from .h2_connection import H2Connection, Stream
+from .h2_connection import H2Connection
+from .h2_stream import Stream
 from .origin import Origin
 
 _NEVER = float("inf")
