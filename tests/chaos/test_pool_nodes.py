@@ -66,6 +66,7 @@ def test_idle_means_idle_on_both_and_either_wakes_it_again() -> None:
             assert len(shared.machines.started) == 1
         until_off(shared)
         assert len(shared.machines.stopped) == 1
+        assert all("pool_server_died" not in one.log() for one in shared.gateways)
         assert [ask(one).status_code for one in (other, owner)] == [200, 200]
         assert shared.machines.launched == 2
         assert shared.machines.started[0] != shared.machines.started[1]
