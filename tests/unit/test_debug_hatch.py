@@ -5,17 +5,20 @@ import gc
 import hashlib
 import os
 import socket
+import sys
 import threading
 import time
+import tracemalloc
 
 import uvloop
 
 from penstock.gateway.ledger import Ledger
 from penstock.gateway.upstream.h1 import ResponseReader
+from penstock.workers.debug import heap, tracer
 from penstock.workers.debug.asking import Process, ask_all
 from penstock.workers.debug.formats import Stacks
 from penstock.workers.debug.hatch import Hatch, Wish, path_of
-from penstock.workers.debug.sampler import LOOP, OTHERS
+from penstock.workers.debug.sampler import LOOP, OTHERS, Sampler
 
 
 def looked_into(folder, *wishes, beside=lambda loop, asked: None, after=None):
@@ -54,14 +57,33 @@ def looked_into(folder, *wishes, beside=lambda loop, asked: None, after=None):
     return told
 
 
-def own(stacks):
-    """The share of each function, of what the loop's thread used."""
-    shares = {}
-    for stack, used, _ in stacks.found:
-        shares[stack[-1][0]] = shares.get(stack[-1][0], 0) + used
-    shares.pop(OTHERS, None)
-    total = sum(shares.values())
-    return {name: used / total for name, used in shares.items()}
+def run_beside(instrument, beside):
+    """What `instrument(loop, wait)` says of a loop that does `beside(loop, enough)`, until that has set `enough`."""
+    loop = uvloop.new_event_loop()
+    enough = threading.Event()
+    told = []
+
+    def ask(run):
+        try:
+            told.extend(run(loop, lambda: enough.wait(60)))
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+
+    asker = threading.Thread(target=ask, args=(instrument(sys._getframe()),))
+    try:
+        asker.start()
+        beside(loop, enough)
+        loop.run_forever()
+        asker.join()
+        assert enough.is_set()
+    finally:
+        loop.close()
+    return told
+
+
+def sampling(runner):
+    sampler = Sampler(runner)
+    return lambda loop, wait: sampler.run(wait)
 
 
 def spin(seconds):
@@ -70,22 +92,26 @@ def spin(seconds):
         pass
 
 
-def test_a_profile_says_what_each_function_used(tmp_path):
+def test_a_profile_says_what_each_function_used():
     def hot():
         spin(0.0003)
 
     def cold():
         spin(0.0001)
 
-    def beside(loop, _):
+    def beside(loop, enough):
+        end = time.thread_time() + 0.7
+
         def again():
             hot()
             cold()
+            if time.thread_time() > end:
+                enough.set()
             loop.call_soon(again)
 
         loop.call_soon(again)
 
-    [lines] = looked_into(tmp_path, Wish("profile", 0.8), beside=beside)
+    lines = run_beside(sampling, beside)
     stacks = Stacks.of("0", lines)
     below = {"hot": 0, "cold": 0}
     for stack, used, _ in stacks.found:
@@ -93,25 +119,34 @@ def test_a_profile_says_what_each_function_used(tmp_path):
         for name in below:
             below[name] += used * (name in names)
         # it begins with what the loop called, not with what runs the loop
-        assert names[0] not in ("looked_into", "<module>")
-    assert 0.6 < below["hot"] / (below["hot"] + below["cold"]) < 0.9
+        assert names[0] not in ("run_beside", "<module>")
+    assert 0.55 < below["hot"] / (below["hot"] + below["cold"]) < 0.92
     summary = lines[-1]
     assert summary["samples"] >= 20
-    assert 0.9 < sum(below.values()) / summary["loop_cpu_ns"] <= 1.05
+    assert 0.85 < sum(below.values()) / summary["loop_cpu_ns"] <= 1.05
     assert stacks.total <= 1.05 * summary["cpu_ns"]
 
 
-def test_time_between_functions_is_the_loops_and_not_the_next_ones(tmp_path):
+def test_time_between_functions_is_the_loops_and_not_the_next_ones():
     data = bytes(1 << 20)
 
-    def innocent(loop):
-        loop.call_soon(hashlib.sha1, data)
-        loop.call_soon(innocent, loop)
+    def beside(loop, enough):
+        end = time.thread_time() + 0.4
 
-    [lines] = looked_into(
-        tmp_path, Wish("profile", 0.5), beside=lambda loop, _: loop.call_soon(innocent, loop)
-    )
-    assert own(Stacks.of("0", lines))[LOOP] > 0.8
+        def innocent():
+            if time.thread_time() > end:
+                enough.set()
+            loop.call_soon(hashlib.sha1, data)
+            loop.call_soon(innocent)
+
+        loop.call_soon(innocent)
+
+    stacks = Stacks.of("0", run_beside(sampling, beside))
+    own = {}
+    for stack, used, _ in stacks.found:
+        own[stack[-1][0]] = own.get(stack[-1][0], 0) + used
+    own.pop(OTHERS, None)
+    assert own[LOOP] / sum(own.values()) > 0.8
 
 
 def test_a_loop_that_stands_still_is_seen_standing(tmp_path):
@@ -136,10 +171,13 @@ def test_tasks_tell_what_they_wait_for_and_no_values(tmp_path):
     async def outer():
         await inner("sk-secret")
 
+    there = threading.Event()
+
     def beside(loop, _):
         loop.kept = [loop.create_task(outer()) for _ in range(5)]
+        loop.call_soon(there.set)
 
-    [lines] = looked_into(tmp_path, Wish("tasks"), beside=beside)
+    [lines] = looked_into(tmp_path, Wish("tasks"), beside=beside, after=there)
     [group] = [one for one in lines[0]["tasks"] if "outer" in one["stack"][0]]
     assert group["count"] == 5
     assert [place.partition(" (")[0].rpartition(".")[2] for place in group["stack"]] == ["outer", "inner"]
@@ -163,39 +201,50 @@ def test_a_census_counts_objects_and_what_they_hold(tmp_path):
     assert lines[0]["memory"]["rss"] > 1 << 20
 
 
-def test_allocations_are_told_by_the_lines_that_made_them(tmp_path):
+def test_allocations_are_told_by_the_lines_that_made_them():
     kept = []
 
-    def beside(loop, _):
+    def beside(loop, enough):
         def grow():
-            kept.append(bytearray(10_000))
-            loop.call_later(0.005, grow)
+            if tracemalloc.is_tracing():
+                kept.append(bytearray(10_000))
+            if len(kept) > 5:
+                enough.set()
+            loop.call_later(0.001, grow)
 
         loop.call_soon(grow)
 
-    [lines] = looked_into(tmp_path, Wish("heap", 0.2), beside=beside)
-    found = {stack[-1]: size for stack, size, _ in reversed(Stacks.of("0", lines).found)}
-    assert max((size for (_, file, _), size in found.items() if file == __file__), default=0) >= 10_000
+    found = Stacks.of("0", run_beside(lambda _: lambda loop, wait: heap.allocated(wait), beside)).found
+    here = [size for stack, size, _ in found if stack[-1][1] == __file__]
+    assert max(here, default=0) >= 10_000
+    assert not tracemalloc.is_tracing()
 
 
-def test_a_trace_has_callbacks_steps_and_collections_and_is_gone_afterwards(tmp_path):
+def test_a_trace_has_callbacks_steps_and_collections_and_is_gone_afterwards():
     before = Ledger.record, ResponseReader.feed, list(gc.callbacks)
     loops = []
 
-    async def stepping():
+    async def stepping(enough):
         for _ in range(1000):
             await asyncio.sleep(0.001)
+            if enough.is_set():
+                return
 
-    def tick(loop):
-        gc.collect(0)
-        loop.call_later(0.005, tick, loop)
+    def beside(loop, enough):
+        ticks = []
 
-    def beside(loop, _):
+        def tick():
+            gc.collect(0)
+            ticks.append("call_soon" in vars(loop))
+            if sum(ticks) > 5:
+                enough.set()
+            loop.call_later(0.002, tick)
+
         loops.append(loop)
-        loop.kept = loop.create_task(stepping())
-        loop.call_soon(tick, loop)
+        loop.kept = loop.create_task(stepping(enough))
+        loop.call_soon(tick)
 
-    [lines] = looked_into(tmp_path, Wish("trace", 0.15, most=10_000), beside=beside)
+    lines = run_beside(lambda _: lambda loop, wait: tracer.run(loop, wait, 100_000), beside)
     events = [tuple(event) for line in lines for event in line.get("events", ())]
     names = {(event[2], event[1].rpartition(".")[2]) for event in events}
     assert {("callback", "stepping > sleep"), ("callback", "tick"), ("gc", "gc generation 0")} <= names
@@ -208,16 +257,22 @@ def test_a_trace_has_callbacks_steps_and_collections_and_is_gone_afterwards(tmp_
     assert not set(vars(loops[0])) & {"call_soon", "call_later", "call_at", "call_soon_threadsafe"}
 
 
-def test_a_trace_keeps_no_more_than_it_was_told_to(tmp_path):
-    def beside(loop, _):
+def test_a_trace_keeps_no_more_than_it_was_told_to():
+    def beside(loop, enough):
+        times = []
+
         def again():
+            times.append("call_soon" in vars(loop))
+            if sum(times) > 300:
+                enough.set()
+                times.clear()
             loop.call_soon(again)
 
         loop.call_soon(again)
 
-    [lines] = looked_into(tmp_path, Wish("trace", 0.05, most=100), beside=beside)
+    lines = run_beside(lambda _: lambda loop, wait: tracer.run(loop, wait, 100), beside)
     assert sum(len(line.get("events", ())) for line in lines) == 100
-    assert lines[-1]["dropped"] > 0
+    assert lines[-1]["dropped"] > 100
 
 
 def test_who_leaves_ends_what_he_began(tmp_path):

@@ -31,7 +31,7 @@ PPROF_PROFILE = "/debug/pprof/profile"
 PPROF_HEAP = "/debug/pprof/heap"
 PPROF_TRACE = "/debug/pprof/trace"
 
-_EVENTS = 200_000
+_EVENTS = 100_000
 """In one trace, of all processes together."""
 _CPU = (("samples", "count"), ("cpu", "nanoseconds"))
 _BLOCKS = (("inuse_objects", "count"), ("inuse_space", "bytes"))
