@@ -128,9 +128,10 @@ def test_load_and_subject_get_cores_of_their_own_where_there_are_two() -> None:
         (12_000, [11_000, 12_000, 13_000]),
         (10_000, [11_000]),
         (7_000, [5_000, 6_000, 7_000, 8_000]),
+        (4_000, [5_000, 2_000, 3_000, 4_000]),
         (0, [5_000, 2_000, 1_000]),
     ],
-    ids=["above", "there", "below", "nowhere"],
+    ids=["above", "there", "below", "below-what-is-known", "nowhere"],
 )
 def test_the_knee_is_the_highest_step_that_misses_nothing(highest: int, asked: list[int]) -> None:
     """A gateway that is asked for more than it can carries about half of it."""
