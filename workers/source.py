@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ import msgspec
 from ..gateway.config import Config, ConfigError, Layer, Machine, load
 from ..gateway.config.load import names_models, own_part, read_text
 from .pools import state
+
+log = logging.getLogger(__name__)
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
@@ -40,16 +43,25 @@ class Source:
         return Layer(name=str(self.path), text=read_text(str(self.path), self.path))
 
     def compose(self, file: Layer, document: Layer | None, environ: Mapping[str, str]) -> Config:
-        """The configuration that these two make, checked. Raises ConfigError."""
-        return load(
-            file.text,
-            environ,
-            machine=self.machine,
-            name=file.name,
-            adjust=self._adjusted,
-            over=document,
-            folder=self.path.absolute().parent,
-        )
+        """The configuration that these two make, checked. Raises ConfigError, also for what no check was ready for."""
+        try:
+            return load(
+                file.text,
+                environ,
+                machine=self.machine,
+                name=file.name,
+                adjust=self._adjusted,
+                over=document,
+                folder=self.path.absolute().parent,
+            )
+        except ConfigError:
+            raise
+        except Exception as fault:
+            # what came from outside ends no controller: the next one would meet it again
+            log.exception("config_check_failed")
+            name = file.name if document is None else document.name
+            what = f"the check itself failed ({type(fault).__name__})"
+            raise ConfigError(name, "$", what, "undo the last change, and report the traceback") from None
 
     def settle(self, environ: Mapping[str, str]) -> tuple[Config, Layer | None]:
         """The configuration to start with, and the document in it: that of the store where the file names one.

@@ -18,7 +18,7 @@ MAX_DEPTH = 32
 _Fastest = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _O = {"o", "O"}
 #: As YAML 1.2 has it, `on` and `off` are words, not booleans: `off` is a choice of some keys.
-_Loader = type(
+_Loader: Any = type(
     "_Loader",
     (_Fastest,),
     {"yaml_implicit_resolvers": {c: k for c, k in _Fastest.yaml_implicit_resolvers.items() if c not in _O}},

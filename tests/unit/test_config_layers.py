@@ -3,6 +3,7 @@
 import pytest
 
 from penstock.gateway.config import ConfigError, Layer, Machine, load
+from penstock.gateway.config.source import parse
 
 ROOMY = Machine(cores=frozenset(range(8)), max_descriptors=1_000_000)
 FILE = (
@@ -118,3 +119,32 @@ def test_what_only_sounds_like_a_secret_is_none():
     )
     config = composed(document)
     assert config.models["m"].pool.env == {"TOKENIZERS_PARALLELISM": "false"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# ://" + "a:" * 300_000,
+        "# " + "-eyJ" * 200_000,
+        "models: {m: {backends: [{url: 'http://h" + "${" * 400_000 + "'}]}}",
+    ],
+    ids=["a password", "tokens", "variables"],
+)
+def test_a_document_takes_no_longer_than_it_is_long(text):
+    """Patterns without bounds would look at each of these for hours, in the controllers of all nodes."""
+    try:
+        composed("health: {fall: 4}\n" + text)
+    except ConfigError as fault:
+        assert "secret" in str(fault) or "`${` without a `}`" in str(fault)
+
+
+@pytest.mark.parametrize("number", ["0x" + "f" * 5000, "1" + ":0" * 3000, "18446744073709551616"])
+def test_a_number_that_cannot_be_quoted_is_refused_like_any_other(number):
+    said = refusal(f"health: {{fall: 1}}\ncache: {{l1: {{ttl_s: {number}}}}}")
+    assert said.startswith("doc: $: a number of more than 64 bits in line 2; ")
+
+
+def test_more_values_than_any_configuration_has_are_counted_before_they_are_built(monkeypatch):
+    monkeypatch.setattr("yaml.compose", None)
+    with pytest.raises(ConfigError, match="doc: \\$: more than 200000 values; "):
+        parse("doc", "a: [" + "x," * 200_001 + "]")

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from penstock.gateway.config import ConfigError, Machine
+from penstock.gateway.config import ConfigError, Layer, Machine
 from penstock.workers.source import Source
 
 MODEL = "models:\n  m: {backends: [{url: http://h:1}]}\n"
@@ -47,3 +47,15 @@ def test_what_the_command_line_replaces_is_not_held_against_the_file(file):
     assert Source(file, port=8081).read({}).listen.port == 8081
     with pytest.raises(ConfigError, match="Penstock itself listens"):
         Source(file).read({})
+
+
+def test_what_no_check_was_ready_for_is_refused_like_anything_that_is_wrong(file, monkeypatch, caplog):
+    """A controller that ended over a document would meet it again, and so would the next."""
+    monkeypatch.setattr("penstock.workers.source.load", lambda *_, **__: [][1])
+    source = Source(file)
+    document = Layer(name="redis version 4", text="x")
+    with pytest.raises(
+        ConfigError, match=r"redis version 4: \$: the check itself failed \(IndexError\); undo"
+    ):
+        source.compose(source.file(), document, {})
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == ["config_check_failed"]
