@@ -72,7 +72,7 @@ run: install
 	@exec $(BIN)/penstock serve $(if $(CONFIG),-c $(CONFIG)) $(ARGS)
 
 test: check test-tools
-	$(PYTEST) --ignore=tests/packaging -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) --ignore=tests/packaging -n 3 --dist loadfile $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check $(PYTHON_FILES)
