@@ -29,7 +29,7 @@ class Line(msgspec.Struct, omit_defaults=True, kw_only=True):
     path: str
     status: int
     ms: float
-    first_byte_ms: float = 0.0
+    first_byte_ms: float | None = None
     model: str = ""
     error: str = ""
     cache: str = ""
@@ -37,11 +37,11 @@ class Line(msgspec.Struct, omit_defaults=True, kw_only=True):
     backend: str = ""
     attempts: int = 0
     fallback: str = ""
-    body_ms: float = 0.0
-    redis_ms: float = 0.0
-    queue_ms: float = 0.0
-    wake_ms: float = 0.0
-    upstream_ms: float = 0.0
+    body_ms: float | None = None
+    redis_ms: float | None = None
+    queue_ms: float | None = None
+    wake_ms: float | None = None
+    upstream_ms: float | None = None
     request_bytes: int = 0
     response_bytes: int = 0
     prompt_tokens: int = 0

@@ -161,10 +161,17 @@ def _line(told: Told, path: str, time: str, ended: int, tokens: tuple[int, int] 
         line.backend, line.attempts, line.fallback = _answered_by(told)
         if told.reason is not None:
             line.cache_reason = told.reason.value
-    if told.upstream_ns or told.queued_ns or told.far_ns or told.body_ns:
-        line.upstream_ms, line.wake_ms = told.upstream_ns / _MS, told.wake_ns / _MS
-        line.queue_ms = (told.queued_ns - told.wake_ns) / _MS
-        line.redis_ms, line.body_ms = told.far_ns / _MS, told.body_ns / _MS
+    if told.upstream_ns:
+        line.upstream_ms = told.upstream_ns / _MS
+    if told.queued_ns:
+        line.queue_ms, line.wake_ms = (
+            (told.queued_ns - told.wake_ns) / _MS or None,
+            told.wake_ns / _MS or None,
+        )
+    if told.far_ns:
+        line.redis_ms = told.far_ns / _MS
+    if told.body_ns:
+        line.body_ms = told.body_ns / _MS
     if tokens is not None:
         line.prompt_tokens, line.completion_tokens = tokens
     return line

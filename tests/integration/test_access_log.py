@@ -87,6 +87,9 @@ def test_a_line_says_what_became_of_a_request(sim: Simulator, tmp_path: Path) ->
     assert {"cache": "MISS", "attempts": 1, "backend": f"127.0.0.1:{sim.port}"}.items() <= miss.items()
     assert (miss["completion_tokens"], miss["trace_id"]) == (3, TRACE)
     assert miss["prompt_tokens"] > 0
+    assert not {"body_ms", "redis_ms", "queue_ms", "wake_ms", "error", "fallback"} & set(miss), (
+        "what is 0 is left out"
+    )
     assert miss["client"].startswith("127.0.0.1:")
     assert 0 < miss["upstream_ms"] < miss["first_byte_ms"] <= miss["ms"]
     assert miss["time"].endswith("Z")
