@@ -232,7 +232,7 @@ def a_version(number: int, text: str = "models: {}") -> Document:
 
 
 def test_of_two_who_write_at_once_one_is_told() -> None:
-    user = AclUser(rules="~penstock:config -@all +hget +hgetall +hset +hdel +eval +ping +select")
+    user = AclUser(rules="~penstock:config -@all +hget +hstrlen +hgetall +hset +hdel +eval +ping +select")
     with redis_server(user=user) as redis:
         one = far(redis, username=user.name, password=user.password)
         assert (one.once(), one.base()) == (None, (b"", 0, None))
@@ -262,6 +262,11 @@ def test_as_many_versions_as_are_told_are_kept_and_no_more() -> None:
         kept = [document.number for document in one.history()]
         assert kept == list(range(KEPT + 3, 3, -1))
         assert one.version(3) is None
+        redis.command("HSET", KEY, f"doc:{KEPT + 3}", "x" * (9 << 20))
+        redis.command("CONFIG", "RESETSTAT")
+        with pytest.raises(BadDocument, match=f"version {KEPT + 3} is too large"):
+            one.once()
+        assert int(redis.info("stats")["total_net_output_bytes"]) < 1 << 20, "it was not even fetched"
         assert redis.command("HLEN", KEY) == KEPT + 1
         redis.command("SET", KEY, "x")
         with pytest.raises(BadDocument, match="WRONGTYPE"):

@@ -208,6 +208,35 @@ async def test_garbage_is_refused_and_what_follows_it_taken(tmp_path: Path) -> N
         assert it.wrong() == {"file": False, "store": False}
 
 
+@pytest.mark.parametrize("empty", [False, True], ids=["garbage", "nothing"])
+async def test_what_was_refused_and_is_not_there_any_more_is_forgotten(tmp_path: Path, empty: bool) -> None:
+    """Else another file, which it would go together with, had it put in force."""
+    async with world(tmp_path, "apart") as it:
+        it.far.say("together")
+        await it.settled()
+        assert it.wrong() == {"file": False, "store": True}
+        assert it.far.listener is not None
+        it.far.listener.found(None) if empty else it.far.listener.refused("no document")
+        await it.settled()
+        assert it.wrong() == {"file": False, "store": not empty}
+        it.file.say("f2")
+        await it.settled()
+        assert it.in_force == ("f2", "d1")
+    assert it.refused == ["store"] * (1 if empty else 2)
+
+
+async def test_garbage_that_is_gone_is_not_refused_any_longer(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        assert it.far.listener is not None
+        for _ in range(2):
+            it.far.listener.refused("no document")
+            await it.settled()
+            it.far.listener.found(None)
+            await it.settled()
+            assert it.wrong() == {"file": False, "store": False}
+    assert it.refused == ["store", "store"]
+
+
 async def test_a_store_that_is_lost_or_empty_changes_nothing_and_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -27,6 +27,7 @@ from .source import BadDocument, Listener
 
 KEPT = 32
 """Versions that can be looked at and gone back to."""
+_MOST_BYTES = 8 * MAX_FILE_BYTES
 _HEAD = re.compile(r"([1-9][0-9]{0,14})-[0-9a-f]{8}")
 _CHANGE = """\
 local head = redis.call('HGET', KEYS[1], 'head') or ''
@@ -199,6 +200,9 @@ class ConfigRedis:
                 raise BadDocument(
                     self._where, "`head` is no version; `penstock config push` made none of that"
                 )
+            long: Any = await redis.hstrlen(self._key, f"doc:{match[1]}")
+            if long > _MOST_BYTES:  # a controller has no room for anything that somebody may put there
+                raise BadDocument(self._where, f"version {match[1]} is too large")
             data: Any = await redis.hget(self._key, f"doc:{match[1]}")
             if await redis.hget(self._key, "head") != raw:
                 continue  # changed in between; the round's deadline bounds this
@@ -207,7 +211,7 @@ class ConfigRedis:
             return head, self._taken(int(match[1]), data)
 
     def _taken(self, number: int, data: bytes) -> Document:
-        if len(data) > 8 * MAX_FILE_BYTES:
+        if len(data) > _MOST_BYTES:
             raise BadDocument(self._where, f"version {number} is too large")
         try:
             document = msgspec.json.decode(data, type=Document)

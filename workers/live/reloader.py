@@ -236,6 +236,10 @@ class Heard:
 
     def found(self, layer: Layer | None) -> None:
         if layer is None and self.newest is not None:
+            if self.wrong:
+                self.garbage = ""
+                self._gone()
+                self._news()
             if self.trouble != _EMPTY:
                 self.trouble = _EMPTY
                 log.error("config_store_empty version=%s kept", self.newest.version)
@@ -256,12 +260,18 @@ class Heard:
         self._readable()
         if why != self.garbage:
             self.garbage = why
+            self._gone()
             self._news()
 
     def lost(self, why: str) -> None:
         if not self.trouble:
             log.error("config_store_lost kept: %s", why)
         self.trouble = why
+
+    def _gone(self) -> None:
+        """A text that was refused is not there any more, and must not be put in force later."""
+        if self.fault:
+            self.newest, self.fault = self.good, ""
 
     def _readable(self) -> None:
         if self.trouble:
