@@ -5,7 +5,7 @@ numbers), each once. What lived when the process had started is frozen and not g
 interpreter is given up every few hundred objects, so that requests wait for microseconds.
 
 `allocated` is tracemalloc's: every allocation of some seconds, by the lines that made it; while it runs the process is
-several times slower.
+ten times slower.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MOST = 200
 _STRIDE = 200
 _BREATH_S = 0.000_1
 """Long enough for the loop's thread to go on, on the one core they share."""
-_FRAMES = 12
+_FRAMES = 4
 _MAPS = "/proc/self/smaps_rollup"
 _KINDS = frozenset(
     ("rss", "pss", "pss_anon", "pss_file", "pss_shmem", "private_clean", "private_dirty", "swap")
