@@ -1,8 +1,10 @@
 """A request's path through a real worker to a simulated backend: what is decoded, what is sent, what is refused."""
 
 import ast
+import asyncio
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,13 @@ import msgspec
 import pytest
 
 from penstock import gateway as gateway_package
+from penstock.cache.rows import read_counters
 from penstock.gateway.endpoints import ENDPOINTS, Endpoint
+from penstock.gateway.metrics import TASKS, series
 from penstock.gateway.parse import Parser, Request
 from penstock.gateway.raw import RawRequest
 from penstock.gateway.schema import Routed
+from penstock.gateway.worker import TICK_S
 
 from ..support.dataplane import DataPlane, data_plane
 from ..support.sim import Simulator, simulator
@@ -480,3 +485,23 @@ def test_counts_are_of_true_statuses(sim: Simulator) -> None:
 
 def test_nodelay_is_set_towards_clients(plane: DataPlane) -> None:
     assert plane._listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_workers_tasks_are_counted_each_second_while_it_answers_nothing(sim: Simulator) -> None:
+    with data_plane(config(sim)) as plane:
+        plane.ticks = False
+
+        def counted() -> int:
+            """After a second's ticks."""
+            for _ in range(round(1 / TICK_S)):
+                plane.worker.tick(time.monotonic(), 0.0)
+            return dict(read_counters(plane.segment, 0))[series(TASKS)][0]
+
+        def more() -> list[asyncio.Task[bool]]:
+            return [plane.loop.create_task(asyncio.Event().wait()) for _ in range(7)]
+
+        plane.call(counted)
+        before = plane.call(counted)
+        made = plane.call(more)
+        assert plane.call(counted) == before + 7
+        plane.call(lambda: [task.cancel() for task in made])
