@@ -9,7 +9,10 @@ is installed (`apt install libmimalloc2.0`), of mimalloc in the place of Python'
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import statistics
+import subprocess
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +27,7 @@ from ..support.sim import simulator
 _ROUNDS = 6
 _MIMALLOC = Path("/usr/lib/x86_64-linux-gnu/libmimalloc.so.2")
 _BODY = b'{"model":"m","messages":[{"role":"user","content":"Hello"}],"temperature":0,"max_tokens":8}'
+_CALLS = ("recvfrom", "writev", "write", "futex", "epoll_wait", "epoll_pwait")
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -63,9 +67,32 @@ def main() -> None:
                 spent = own_after - own + kernel_after - kernel
                 rates[name].append((load.per_s, (kernel_after - kernel) / spent))
         assert all(_ask(node) == "HIT-L1" for node in nodes.values())
+        asked = _asked_of_the_kernel(wrk, next(iter(nodes.values())))
     for name, figures in rates.items():
         per_s, share = (statistics.median(column) for column in zip(*figures, strict=True))
         print(f"{name:<20}{per_s:10,.0f} hits/s   {share:6.1%} of the worker's time in the kernel")
+    for name, calls in asked.items():
+        print(f"{name:<20}{calls:10.2f} a hit")
+
+
+def _asked_of_the_kernel(wrk: Wrk, node: Gateway) -> dict[str, float]:
+    """System calls of the worker for one answer, by name; empty without perf."""
+    if shutil.which("perf") is None:
+        return {}
+    (pid,) = node.worker_pids()
+    argv = ["perf", "stat", "-x,", "-p", str(pid), "-e", "raw_syscalls:sys_enter"]
+    for name in _CALLS:
+        argv += ["-e", f"syscalls:sys_enter_{name}"]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as perf:
+        load = wrk.run(f"{node.url}/v1/chat/completions", _BODY, seconds=1)
+        perf.send_signal(signal.SIGINT)
+        _, said = perf.communicate(timeout=30)
+    counted = [line.split(",") for line in said.splitlines()]
+    return {
+        words[2].rpartition("sys_enter")[2].lstrip("_") or "all calls": int(words[0]) / load.requests
+        for words in counted
+        if words[0].isdigit()
+    }
 
 
 def _ask(node: Gateway) -> str:
