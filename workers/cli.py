@@ -48,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ..loadtests.sim.main import main as simulate  # its options are its own
 
         return simulate(words[1:])
-    if words[:1] in (["corpus"], ["loadtest"]):
-        from ..loadtests.suite.main import VERBS  # so are theirs
-
-        return VERBS[words[0]](words[1:])
     try:
+        if words[:1] in (["corpus"], ["loadtest"]):
+            from ..loadtests.suite.main import VERBS  # so are theirs
+
+            return VERBS[words[0]](words[1:])
         return _run(_parser().parse_args(words), os.environ)
     except (BrokenPipeError, KeyboardInterrupt):
         return 1

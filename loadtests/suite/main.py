@@ -1,6 +1,7 @@
 """`penstock corpus` and `penstock loadtest`: their options, and what they print.
 
-Exit statuses: 0 done and every SLO met, 1 an SLO was missed or the load broke, 2 it cannot be done as asked.
+Exit statuses: 0 done and every SLO met, 1 an SLO was missed or the load broke, 2 it cannot be done as asked; 128 and
+the signal's number where one ended it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from .slo import Limits
 from .stand import HAPROXY
 
 CANNOT = 2
+#: What is started has sessions of its own and hears none of them: a terminal's end must not leave it behind.
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,6 +77,8 @@ def corpus(argv: Sequence[str]) -> int:
         "--seed", type=int, default=usual.seed, metavar="N", help="another one, other questions (1)"
     )
     args = parser.parse_args(argv)
+    if args.bodies and args.bodies.absolute() == args.file.absolute():
+        parser.error(f"{args.file}: FILE and --bodies are the same")
     terms = Terms(
         args.prompts,
         args.draws,
@@ -95,8 +100,10 @@ def corpus(argv: Sequence[str]) -> int:
             args.bodies.write_text("\n".join(made.questions[n].body for n in made.draws) + "\n")
     except CorpusError as fault:
         return _cannot("corpus", fault)
+    except BrokenPipeError:
+        raise  # whoever reads has had enough
     except OSError as fault:
-        return _cannot("corpus", f"{fault.filename}: {fault.strerror}")
+        return _cannot("corpus", _what(fault))
     print(
         f"{len(made.questions):,} prompts, {len(made.draws):,} draws, {made.repeats:.1%} come again "
         f"(Zipf {made.alpha:.3f}), seed {made.seed}",
@@ -154,7 +161,8 @@ def loadtest(argv: Sequence[str]) -> int:
         seed=args.seed,
     )
     out = args.out or Path("var/loadtest") / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{args.name}"
-    signal.signal(signal.SIGTERM, _ended)
+    for number in _ENDING:
+        signal.signal(number, _ended)
     folder = Path(tempfile.mkdtemp(prefix="penstock-loadtest-"))
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -165,7 +173,7 @@ def loadtest(argv: Sequence[str]) -> int:
         print(f"penstock loadtest: {fault}", file=sys.stderr)
         return 1
     except OSError as fault:
-        return _cannot("loadtest", f"{fault.filename}: {fault.strerror}")
+        return _cannot("loadtest", _what(fault))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(report.text(result))
@@ -174,8 +182,14 @@ def loadtest(argv: Sequence[str]) -> int:
 
 
 def _ended(number: int, frame: Any) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)
+    for one in _ENDING:
+        signal.signal(one, signal.SIG_IGN)
+    print(f"penstock loadtest: ended by {signal.Signals(number).name}", file=sys.stderr)
     raise SystemExit(128 + number)
+
+
+def _what(fault: OSError) -> str:
+    return f"{fault.filename}: {fault.strerror}" if fault.filename else str(fault.strerror)
 
 
 def _cannot(verb: str, why: object) -> int:

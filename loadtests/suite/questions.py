@@ -136,8 +136,10 @@ def _check(terms: Terms) -> None:
         raise CorpusError("prompts have from 64 bytes to 1 MiB, the least no more than the most")
     if not 0 <= terms.streams <= 1 or not 0 <= terms.hits < 1:
         raise CorpusError("shares are from 0 to 1")
-    if not terms.models or any(not name or weight <= 0 for name, weight in terms.models):
-        raise CorpusError("a corpus has a model at least, and every model a name and a weight above 0")
+    if not terms.models or any(not name or not 0 < weight <= MOST for name, weight in terms.models):
+        raise CorpusError(
+            f"a corpus has a model at least, every one a name and a weight above 0, up to {MOST:,}"
+        )
 
 
 def _draws(terms: Terms) -> tuple[list[int], float]:

@@ -6,6 +6,7 @@ What is asserted is counts, outcomes and what becomes of an SLO that cannot be m
 import json
 import os
 import shutil
+import signal
 import subprocess
 
 import pytest
@@ -17,8 +18,8 @@ from penstock.loadtests.suite.plain import PLAIN
 from penstock.loadtests.suite.questions import Terms, make
 from penstock.loadtests.suite.scenario import scenarios
 
-from ..support.gateway import gateway
-from ..support.procs import console_script, run, wait_until
+from ..support.gateway import gateway, with_environment
+from ..support.procs import Proc, console_script, run, wait_until
 from ..support.sim import simulator
 
 #: Of the full scenario, so that each has about a hundred requests a second for two seconds.
@@ -172,3 +173,22 @@ def test_a_plain_generator_sends_what_the_gateway_counts(stand, tmp_path, name):
         assert seen.outcomes["MISS"] > 0.4 * seen.requests  # the corpus, and other questions in every lap
     if name == "constant" and shutil.which("wrk2") is None:
         assert told.requests <= 220
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_a_load_that_is_given_up_leaves_nothing_behind(tmp_path, name):
+    """Ctrl-C, and a terminal that is closed; what is started hears neither."""
+    number = signal.Signals[name]
+    argv = [console_script(), "loadtest", "baseline", "--rate", "0.01", "--out", str(tmp_path / "out")]
+    mark = tmp_path / "files"
+    mark.mkdir()
+
+    def started():
+        return len(with_environment("TMPDIR", str(mark))) > 1
+
+    with Proc(argv, name="loadtest", ready=started, env={"TMPDIR": str(mark)}) as load:
+        load.send(number)
+        assert load.wait() == 128 + number
+        assert load.log() == f"penstock loadtest: ended by {name}\n"
+        assert with_environment("TMPDIR", str(mark)) == []
+        assert list(mark.iterdir()) == []

@@ -8,6 +8,8 @@ import pytest
 from penstock.loadtests.suite.main import corpus
 from penstock.loadtests.suite.questions import LAP, CorpusError, Terms, make, read
 
+from ..support.procs import console_script, run
+
 
 @pytest.fixture(scope="module")
 def full():
@@ -114,8 +116,25 @@ def test_what_is_no_corpus_is_refused(lines):
 
 
 def test_a_corpus_that_cannot_be_made_or_written_is_one_line_and_status_2(tmp_path, capsys):
-    assert corpus([str(tmp_path / "none" / "corpus.jsonl"), "--prompts", "50", "--draws", "50"]) == 2
+    few = ["--prompts", "50", "--draws", "50", "--hits", "0.5"]
+    assert corpus([str(tmp_path / "none" / "corpus.jsonl"), *few]) == 2
     assert corpus([str(tmp_path / "corpus.jsonl"), "--hits", "3"]) == 2
+    assert corpus([str(tmp_path / "corpus.jsonl"), "--model", "m=inf", *few]) == 2
+    assert corpus(["/dev/full", *few]) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 2
-    assert said.count("penstock corpus: ") == 2
+    assert said.count("\n") == 4
+    assert said.count("penstock corpus: ") == 4
+    assert said.endswith("penstock corpus: No space left on device\n")
+
+
+def test_one_file_cannot_be_both(tmp_path, capsys):
+    file = str(tmp_path / "corpus.jsonl")
+    with pytest.raises(SystemExit) as end:
+        corpus([file, "--bodies", file])
+    assert end.value.code == 2
+    assert "FILE and --bodies are the same" in capsys.readouterr().err
+
+
+def test_who_has_read_enough_of_a_corpus_is_told_nothing():
+    command = f"{console_script()} corpus - --prompts 2000 --draws 2000 | head -c 1"
+    assert run(["sh", "-c", command]) == (0, "{")
