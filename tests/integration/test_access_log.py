@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,10 @@ def test_a_log_that_was_moved_away_goes_on_under_its_name(sim: Simulator, tmp_pa
         path.rename(moved)
         ask(of(plane))
         lines(path, 1)
+        path.rename(tmp_path / "access.jsonl.2")
+        path.touch()  # as logrotate's `create`
+        ask(of(plane))
+        lines(path, 1)
         lines(moved, 1)
 
 
@@ -177,6 +182,7 @@ def test_a_reload_that_takes_the_log_away_loses_nothing(sim: Simulator, tmp_path
         ask(of(plane))
         lines(path, 1)
         assert plane.worker.reporter is None
+        wait_until(lambda: "access-log" not in {one.name for one in threading.enumerate()}, what="its end")
     lines(path, 1)
 
 
