@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 
@@ -28,17 +29,16 @@ def run(args: argparse.Namespace) -> None:
     from .look import look, looking
     from .screen import show, write
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        # whole names, for scripts; a frame that is looked at has the terminal's width
-        console = Console(highlight=False, width=240)
+    seen = sys.stdout.isatty()
+    # whole names, for scripts; a frame that is looked at has the terminal's width
+    console = Console(highlight=False, width=None if seen else 240)
     if args.once:
         first = look(args)
         time.sleep(args.interval)
         console.print(frame(Change(look(args), first), time.strftime("%H:%M:%S"), "", None))
         return
     try:
-        (show if console.is_terminal else write)(looking(args, args.interval), console)
+        (show if seen and not console.is_dumb_terminal else write)(looking(args, args.interval), console)
     except KeyboardInterrupt:
         return
 
