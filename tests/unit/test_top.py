@@ -12,6 +12,7 @@ from rich.console import Console
 from penstock.workers.top.change import Change
 from penstock.workers.top.frame import frame
 from penstock.workers.top.sample import Sample, read
+from penstock.workers.top.screen import View
 from penstock.workers.top.section import Section, fitted
 
 MODEL = {"running": 0, "queued": 0, "waiting": 0, "max_concurrent": 4, "max_queue": 9}
@@ -152,3 +153,20 @@ def test_what_is_no_gateways_answer_is_refused() -> None:
     ):
         with pytest.raises(ValueError):  # noqa: PT011 - json's own is one
             read(0.0, metrics, status)
+
+
+def test_how_long_nothing_was_heard_is_told_and_what_was_known_stays() -> None:
+    def lines(now_s: float) -> list[str]:
+        out = StringIO()
+        Console(file=out, width=100).print(view.draw(now_s))
+        return out.getvalue().splitlines()
+
+    view = View(10.0)
+    view.take("nobody is there", 11.0)
+    assert lines(12.0)[1].rstrip() == "no answer for 2 s, still trying: nobody is there"
+    view.take(_sample(20.0, _requests(7, 0)), 20.0)
+    assert not any("no answer" in line for line in lines(21.0))
+    view.take("it hangs", 25.0)
+    view.take("it hangs still", 30.0)
+    assert lines(31.0)[1].rstrip() == "no answer for 11 s, still trying: it hangs still"
+    assert _line(lines(31.0), "all, to the last byte")[-1] == "7"

@@ -29,34 +29,32 @@ _LOOK_S = 0.1
 
 
 class View:
-    """What is to be shown after each sample."""
+    """What is to be shown after each sample. now_s: when the first one was asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, now_s: float) -> None:
         self._change: Change | None = None
         self._trouble = ""
-        self._trouble_since_s = 0.0
+        self._heard_s = now_s
 
     def take(self, found: Sample | str, now_s: float) -> None:
         """A sample, or why there is none."""
-        if isinstance(found, Sample):
-            self._trouble = ""
-            self._change = Change(found, self._change.now if self._change is not None else None)
+        if isinstance(found, str):
+            self._trouble = found
             return
-        if not self._trouble:
-            self._trouble_since_s = now_s
-        self._trouble = found
+        self._trouble, self._heard_s = "", now_s
+        self._change = Change(found, self._change.now if self._change is not None else None)
 
     def draw(self, now_s: float, lines: int | None = None) -> object:
         """The frame for this moment."""
         trouble = ""
         if self._trouble:
-            trouble = f"no answer for {now_s - self._trouble_since_s:.0f} s, still trying: {self._trouble}"
+            trouble = f"no answer for {now_s - self._heard_s:.0f} s, still trying: {self._trouble}"
         return frame(self._change, time.strftime("%H:%M:%S"), trouble, lines)
 
 
 def show(found: SimpleQueue[Sample | str], console: Console) -> None:
     """Frames until `q`, Ctrl-C or SIGTERM."""
-    view = View()
+    view = View(time.monotonic())
     with _keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
         drawn: object = None
         while True:
@@ -78,7 +76,7 @@ def show(found: SimpleQueue[Sample | str], console: Console) -> None:
 
 def write(found: SimpleQueue[Sample | str], console: Console) -> None:
     """Where there is no terminal: each frame below the last one."""
-    view = View()
+    view = View(time.monotonic())
     while True:
         try:
             view.take(found.get(timeout=1.0), time.monotonic())
