@@ -167,7 +167,7 @@ def slo(rig: Rig) -> None:
             _written(rig.folder / "corpus.jsonl", corpus),
             _written(rig.folder / "plain.jsonl", plain),
         )
-        _measure(stand)
+        labels = _measure(stand)
         bodies = rig.folder / "bodies.txt"
         bodies.write_text("".join(f"{corpus.questions[number].body}\n" for number in corpus.draws))
         _saturate(stand, bodies)
@@ -179,21 +179,26 @@ def slo(rig: Rig) -> None:
     if written != counted:
         rig.book.faults.append(f"slo: {written} requests are in the access log, {counted} were counted")
     access_log.unlink()
+    said = [note.removeprefix("slo: ") for note in rig.book.notes if note.startswith("slo: ")]
+    rig.book.pages.append(
+        "\n".join([_page(rig, labels), *(f"\n* {note[0].upper()}{note[1:]}" for note in said)])
+    )
 
 
-def _measure(stand: _Stand) -> None:
+def _measure(stand: _Stand) -> list[str]:
     rig = stand.rig
     try:
         direct = stand.load(rig.direct.url(payload.MODEL), stand.plain, RATE / 2, _WARM_S)
         stand.constant_ms = direct["direct_first"]["p50_us"] / 1000
+        rig.book.notes.append(f"slo: the backend itself is waited for {stand.constant_ms:.3f} ms (median)")
         stand.load(stand.gateway.url(""), stand.corpus, RATE / 4, _WARM_S)
         for number in range(min(rig.rounds, 3)):
             _run(stand, f"{RATE:,}/s", number, RATE, rig.seconds)
-        knee, why = _knee(stand)
-        rig.book.notes.append(f"slo: the knee is at {knee:,}/s: {why}")
-        if knee:
+        highest, why = _knee(stand)
+        rig.book.notes.append(f"slo: the knee is at {highest:,}/s: {why}")
+        if highest:
             for number in range(min(rig.rounds, 3)):
-                _run(stand, "80 % of the knee", number, KNEE_SHARE * knee, rig.seconds)
+                _run(stand, "80 % of the knee", number, KNEE_SHARE * highest, rig.seconds)
     except Unusable as fault:
         rig.book.faults.append(f"slo: no figures: {fault}")
     of_slo = (s.subject for s in rig.book.samples if s.scenario == "slo" and "per_s" in s.figures)
@@ -204,7 +209,7 @@ def _measure(stand: _Stand) -> None:
             (rig.book.at_least if one.least else rig.book.at_most)(
                 f"slo, {label}: {one.name}", found, one.bound
             )
-    rig.book.pages.append(_page(rig, labels))
+    return labels
 
 
 def _objectives(rate: float) -> list[Objective]:
