@@ -93,7 +93,8 @@ def html(stacks: Stacks, seconds: float, began_s: float) -> bytes:
 
     root = f"{stacks.name}\0\0000"
     records = [
-        ([root, *(f"{name}\0{file}\0{line}" for name, file, line in frames)], value / 1e9)
+        # one without a file would be hidden
+        ([root, *(f"{name}\0{file or '-'}\0{line}" for name, file, line in frames)], value / 1e9)
         for frames, value, _ in stacks.found
     ]
     session = Session(
