@@ -41,9 +41,10 @@ MOST_LAG_P99_US = 1000.0
 _READ = 1 << 18
 _EVENTS = 16
 _GRACE_NS = 5 * 10**9
-#: In which a server accepts the connections that were opened at once.
-ACCEPTED_S = 1.0
-_CONNECT_S = 0.5
+_OPEN_S = 10.0
+_AGAIN_S = 0.5
+_AT_ONCE = 50
+_PAUSE_S = 0.01
 _LAP_DIGITS = len(questions.LAP)
 _CHUNKS_END = b"\r\n0\r\n\r\n"
 _STREAM_END = b"data: [DONE]\n\n"
@@ -182,8 +183,8 @@ class _Link:
         "tail",
     )
 
-    def __init__(self, where: tuple[str, int]) -> None:
-        self.sock = socket.create_connection(where, _CONNECT_S)
+    def __init__(self, where: tuple[str, int], timeout_s: float) -> None:
+        self.sock = socket.create_connection(where, timeout_s)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock.setblocking(False)
         self.send, self.recv = self.sock.send, self.sock.recv
@@ -212,12 +213,15 @@ class Steady:
         self._ready = [self._epoll.fileno()]
         self._timed_from = 0
 
+    def open(self) -> None:
+        """Open the connections, no faster than a server on this very core accepts them."""
+        for number in range(self.plan.connections):
+            self._free.append(self._open(_OPEN_S))
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                time.sleep(_PAUSE_S)
+
     def run(self) -> Found:
-        """Open the connections, send everything when it is due, wait for what is missing."""
-        for _ in range(self.plan.connections):
-            self._free.append(self._open())
-        if self.plan.warm_s:
-            time.sleep(ACCEPTED_S)
+        """Send everything when it is due, wait for what is missing, close the connections."""
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -277,8 +281,8 @@ class Steady:
         for fd, _ in events:
             self._read(self._links[fd])
 
-    def _open(self) -> _Link:
-        link = _Link(self._where)
+    def _open(self, timeout_s: float) -> _Link:
+        link = _Link(self._where, timeout_s)
         self._links[link.sock.fileno()] = link
         self._epoll.register(link.sock.fileno(), select.EPOLLIN)
         return link
@@ -364,7 +368,7 @@ class Steady:
             self._free.remove(link)
         del self._links[link.sock.fileno()]
         link.sock.close()  # which takes it out of epoll
-        self._next(self._open())
+        self._next(self._open(_AGAIN_S))
 
     def _next(self, link: _Link) -> None:
         if self._backlog:
@@ -410,16 +414,20 @@ def main() -> int:
     raise_file_limit(given.connections + 1000)
     with given.corpus.open() as lines:
         corpus = questions.read(lines)
-    plan = Plan(
+    load = Steady(_plan(given), corpus)
+    load.open()
+    ahead = first_of_all()
+    print("ready", flush=True)
+    found = load.run().as_dict()
+    print(json.dumps({**found, "ahead": ahead}), flush=True)
+    return 0
+
+
+def _plan(given: argparse.Namespace) -> Plan:
+    return Plan(
         **{name: value for name, value in vars(given).items() if name != "corpus"},
         bearer=os.environ.get("PENSTOCK_BENCH_KEY", ""),
     )
-    run = Steady(plan, corpus)
-    print("ready", flush=True)
-    ahead = first_of_all()
-    found = run.run().as_dict()
-    print(json.dumps({**found, "ahead": ahead}), flush=True)
-    return 0
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ class _Stand:
         )
         try:
             child.until(lambda: b"ready" in child.log.read_bytes(), "ready")
-            time.sleep(steady.ACCEPTED_S + _WARM_S + seconds / 2)
+            time.sleep(_WARM_S + seconds / 2)
             meanwhile()
             child.until(lambda: child.log.read_bytes().endswith(b"}\n"), "the figures", 30 + 2 * seconds)
         finally:
