@@ -264,6 +264,7 @@ class Worker:
         """Take a new configuration; requests in flight finish on what they began with."""
         old = self.fleet
         self.fleet = build(published, self._environ, self._make_pool, old, self.via, self._pools)
+        self._resolver.ttl_s = published.config.upstream.dns_ttl_s
         self.pipeline.fleet = self.fleet
         self.admission.swap(self.fleet.models)
         self.holding.swap(self.fleet.models)

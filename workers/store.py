@@ -15,9 +15,11 @@ import os
 import re
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import xxhash
+from msgspec.structs import replace
 
 from ..cache.segment import Segment
 from ..gateway.config import MAX_BACKENDS, MAX_MODELS, Config, Layer, Published, pack, unpack
@@ -84,13 +86,14 @@ def following(
 ) -> Published:
     """The generation after `previous`; raises Full.
 
-    config: as the operator wrote it. found: where servers are that it does not place, by default where they were
-    before. busy: columns in which something is counted still, of requests to a backend that is gone.
+    config: as the operator wrote it; what only a new start applies stays as it was. found: where servers are that it
+    does not place, by default where they were before. busy: columns in which something is counted still, of requests
+    to a backend that is gone.
     """
     before = {**(previous.found if previous else {}), **(found or {})}
     known = {name: before[name] for name in (*names_in(config), *members_in(config)) if name in before}
     columns_before = previous.indices if previous else {}
-    expanded, _ = expand(config, known, columns_before)
+    expanded, _ = expand(pinned(config, previous.config) if previous else config, known, columns_before)
     return Published(
         config=expanded,
         indices=assign(expanded, columns_before, busy),
@@ -189,9 +192,11 @@ def changed(old: object, new: object, prefix: str = "") -> list[str]:
 RESTART = (
     *("listen.host", "listen.port", "listen.uds", "admin", "workers.count", "workers.cores"),
     *("cache.l1.size", "cache.l1.max_entry", "cache.l1.keep", "cache.l2", "keys", "pools.state"),
-    *("pools.lease", "pools.redis", "store"),
+    *("pools.lease", "pools.redis", "store", "limits.redis"),
 )
 """Keys that only a new start applies."""
+LIVE = ("cache.l2.ttl_s",)
+"""Those below them that are applied at once."""
 ROLL = ("listen.http", "listen.tls", "listen.max_connections", "listen.read_timeout_s", "listen.keep_alive_s")
 """Keys that a rolling restart applies."""
 
@@ -199,4 +204,30 @@ ROLL = ("listen.http", "listen.tls", "listen.max_connections", "listen.read_time
 def needing(paths: Iterable[str], keys: Iterable[str]) -> list[str]:
     """Those `paths` that are, or lie under, one of `keys`."""
     wanted = tuple(keys)
-    return [path for path in paths if any(path == key or path.startswith(f"{key}.") for key in wanted)]
+    return [
+        path
+        for path in paths
+        if path not in LIVE and any(path == key or path.startswith(f"{key}.") for key in wanted)
+    ]
+
+
+def pinned(config: Config, before: Config) -> Config:
+    """`config` with what only a new start applies as it was `before`.
+
+    Else a process that is replaced would have it alone: a worker would ask a Redis of which no controller hears what
+    was flushed there, and a controller would ask for another admin key than it was started with.
+    """
+    made: Config = config
+    for key in RESTART:
+        made = _as_in(made, before, key.split("."))
+    l2, told = made.cache.l2, config.cache.l2
+    if l2 is not None and told is not None and l2.ttl_s != told.ttl_s:
+        made = replace(made, cache=replace(made.cache, l2=replace(l2, ttl_s=told.ttl_s)))
+    return made
+
+
+def _as_in(new: Any, old: Any, path: list[str]) -> Any:
+    name, *rest = path
+    value = getattr(new, name)
+    kept = _as_in(value, getattr(old, name), rest) if rest else getattr(old, name)
+    return new if kept == value else replace(new, **{name: kept})

@@ -237,9 +237,9 @@ class Supervisor:
             self._ready(seat, one)
         if RELOADED in words:
             self._reload_wanted = False
-            current = self._base.current().config
-            logs.set_level(current.log.level)
-            self._say_pending(current)
+            current = self._base.current()
+            logs.set_level(current.config.log.level)
+            self._say_pending(current.told, current.config)
         if LEAVING in words and one.part is Part.HOLDER and not self._stopping:
             # told to by somebody else; who takes its connections must not wait until it has left
             log.info("process_leaves name=%s pid=%d", seat.name, one.pid)
@@ -265,9 +265,9 @@ class Supervisor:
             log.info("gateway_ready workers=%d", len(self._workers))
             self._on_ready()
 
-    def _say_pending(self, current: Config) -> None:
+    def _say_pending(self, told: Config, current: Config) -> None:
         """Name the keys whose value in the file is not the one in use: at every reload, until they agree."""
-        restart = store.needing(store.changed(self._config, current), store.RESTART)
+        restart = store.needing(store.changed(self._config, told), store.RESTART)
         if is_wanted(current) and not is_wanted(self._config):
             restart.append("cache.mode")  # at the start no memory was taken
         stay = [one for seat in self._workers for one in seat.children if one.part is not Part.LEAVING]

@@ -37,7 +37,10 @@ once, between requests; the log names those that need more:
 `listen.http`, `listen.tls`, `listen.max_connections`, `listen.read_timeout_s`, `listen.keep_alive_s` |
 | a new start | `listen.host`, `listen.port`, `listen.uds`, `admin`, `workers.count`, `workers.cores`, \
 `cache.l1.size`, `cache.l1.max_entry`, `cache.l1.keep`, `cache.l2`, `keys`, `pools.state`, `pools.lease`, \
-`pools.redis`, `store` |
+`pools.redis`, `store`, `limits.redis` |
+
+`cache.l2.ttl_s` takes effect at once. Until the new start all others of these keys stay as they were, in processes that
+are replaced too.
 
 This page is made from the Structs in `gateway/config` by `make docs`.
 """

@@ -41,7 +41,7 @@ class Resolver:
     def __init__(self, *, loop: asyncio.AbstractEventLoop, clock: Callable[[], float], ttl_s: float) -> None:
         self._loop = loop
         self._clock = clock
-        self._ttl_s = ttl_s
+        self.ttl_s = ttl_s
         self._entries: dict[tuple[str, int], _Entry] = {}
         self._asking: dict[tuple[str, int], asyncio.Task[tuple[Address, ...]]] = {}
 
@@ -95,7 +95,7 @@ class Resolver:
                 raise
             entry.expires = self._clock() + _STALE_S
             return entry.addresses
-        self._entries[key] = _Entry(addresses, now, self._clock() + self._ttl_s)
+        self._entries[key] = _Entry(addresses, now, self._clock() + self.ttl_s)
         return addresses
 
     def _asked(self, key: tuple[str, int], task: asyncio.Task[tuple[Address, ...]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -468,3 +469,21 @@ async def test_a_file_behind_links_as_kubernetes_has_them_renamed_written_in_pie
     await until("one", "two", "three", "four", gone)
     following.cancel()
     await asyncio.wait([following])
+
+
+def test_a_worker_that_is_replaced_has_nothing_that_only_a_new_start_applies() -> None:
+    """It would ask a Redis of which this node does not hear what others have flushed there."""
+    with simulator(model="m") as sim, redis_server() as one, redis_server() as two:
+
+        def reaching(redis: RedisServer) -> dict[str, Any]:
+            return {**document(sim.url), "cache": {"l2": {"url": redis.url, "deadline_ms": 5000}}}
+
+        with gateway(reaching(one)) as gate:
+            gate.write(reaching(two))
+            wait_until(lambda: "config_needs_start keys=cache.l2.url: stop" in gate.log(), what="it is said")
+            (worker,) = gate.worker_pids()
+            os.kill(worker, signal.SIGKILL)
+            wait_until(lambda: gate.worker_pids() not in ([], [worker]) and gate.is_up(), what="another")
+            assert asyncio.run(ask(gate.port, Question("kept where it always was"))).cache == "MISS"
+            wait_until(lambda: one.calls("set") + one.calls("eval") + one.calls("evalsha"), what="it is kept")
+            assert two.info("clients")["connected_clients"] == 1, "the test itself"

@@ -8,7 +8,7 @@ import pytest
 
 from penstock.cache.layout import Geometry
 from penstock.cache.segment import Segment
-from penstock.gateway.config import Backend, Config, Listen, Log, Model, Workers
+from penstock.gateway.config import Backend, Config, Listen, Log, Model, Workers, load
 from penstock.workers import store
 
 
@@ -113,3 +113,28 @@ def test_the_newest_generation_that_can_be_read_is_found_without_a_segment(tmp_p
     assert store.newest(tmp_path) == second
     (tmp_path / "config-10.msgpack").write_bytes(b"cut off")
     assert store.newest(tmp_path) == second
+
+
+def test_what_only_a_new_start_applies_stays_as_it_was_for_whoever_is_replaced() -> None:
+    def written(**more: str) -> Config:
+        keys = {"port": "80", "l2": "a", "ttl_s": "9", "limits": "a", "url": "http://a", **more}
+        text = (
+            "listen: {{port: {port}}}\nkeys: {{file: k}}\nlimits: {{redis: {{url: redis://{limits}}}}}\n"
+            "cache: {{l1: {{size: 64MiB}}, l2: {{url: redis://{l2}, ttl_s: {ttl_s}}}}}\n"
+            "models: {{m: {{backends: [{{url: '{url}'}}]}}}}"
+        )
+        return load(text.format(**keys), {})
+
+    first = store.first(written())
+    again = store.following(written(), first)
+    assert again.source is None
+    new = written(port="81", l2="b", ttl_s="7", limits="b", url="http://b")
+    second = store.following(new, again)
+    assert second.told == new
+    assert second.config == written(ttl_s="7", url="http://b")
+    assert store.following(new, second).config == second.config
+    paths = store.changed(written(), new)
+    assert store.needing(paths, store.RESTART) == ["listen.port", "limits.redis.url", "cache.l2.url"]
+    gone = store.following(_config(m=["http://a"]), first)
+    assert gone.config.cache.l2 == first.config.cache.l2
+    assert store.following(written(), store.first(_config(m=["http://a"]))).config.cache.l2 is None
