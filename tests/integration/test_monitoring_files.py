@@ -109,6 +109,7 @@ def test_every_family_is_in_a_dashboard_a_rule_or_said_to_be_for_looking_up() ->
 
 #: What an operator asks for when something is wrong, and no panel shows all the time.
 LOOKED_UP = {
+    "penstock_access_log_lost_total",
     "penstock_api_keys",
     "penstock_api_keys_readable",
     "penstock_batched_requests_total",
@@ -119,4 +120,5 @@ LOOKED_UP = {
     "penstock_pool_fence",
     "penstock_pools_lease_store_up",
     "penstock_request_duration_seconds",
+    "penstock_spans_lost_total",
 }
