@@ -18,7 +18,8 @@ from .faults import ConfigError, did_you_mean, show
 from .fields import GIB, HEALTH_PATH, KIB, MIB
 from .structs import Config
 
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(B|KiB|MiB|GiB)")
+_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?(B|KiB|MiB|GiB)")
+_MOST_BYTES = 1 << 60
 _FACTORS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -123,7 +124,10 @@ class _Walk:
                 self._name, path, f"{show(raw)} is not a size", "write bytes, or as in 10MiB or 2GiB"
             )
         number, unit = match.groups()
-        return int(float(number) * _FACTORS[unit]) if "." in number else int(number) * _FACTORS[unit]
+        size = int(float(number) * _FACTORS[unit]) if "." in number else int(number) * _FACTORS[unit]
+        if size > _MOST_BYTES:  # a snapshot has no place for just any number
+            raise ConfigError(self._name, path, f"{raw} is more than any machine has", "write a smaller size")
+        return size
 
     def _expand(self, raw: str, path: str) -> str:
         if raw.rfind("${") > raw.rfind("}"):  # also, of many each would be looked for an end of to the end

@@ -28,7 +28,7 @@ _Loader: Any = type(
 def _number(loader: Any, node: yaml.Node) -> int:
     """As PyYAML has it, as far as 64 bits go: Python refuses to write much longer ones even into an error."""
     number: int = loader.construct_yaml_int(node)
-    if number.bit_length() > 64:
+    if not -(1 << 63) <= number < 1 << 64:
         line = node.start_mark.line + 1
         raise yaml.constructor.ConstructorError(None, None, f"a number of more than 64 bits in line {line}")
     return number

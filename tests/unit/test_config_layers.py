@@ -138,7 +138,20 @@ def test_a_document_takes_no_longer_than_it_is_long(text):
         assert "secret" in str(fault) or "`${` without a `}`" in str(fault)
 
 
-@pytest.mark.parametrize("number", ["0x" + "f" * 5000, "1" + ":0" * 3000, "18446744073709551616"])
+@pytest.mark.parametrize(
+    "size",
+    ["9" * 18 + "GiB", "9" * 18 + ".5 GiB", "9" * 5000 + "GiB", "9" * 400 + ".5GiB", "1." + "9" * 5000 + "B"],
+)
+def test_a_size_that_no_machine_has_is_refused(size):
+    """It could neither be read nor be told to the workers."""
+    said = refusal(f"health: {{fall: 1}}\nlimits: {{max_buffered: {size}}}")
+    assert said.startswith("doc: $.limits.max_buffered: ")
+    assert ("is no" if len(size) > 50 else "is more than any machine has") in said
+
+
+@pytest.mark.parametrize(
+    "number", ["0x" + "f" * 5000, "1" + ":0" * 3000, "18446744073709551616", "-9223372036854775809"]
+)
 def test_a_number_that_cannot_be_quoted_is_refused_like_any_other(number):
     said = refusal(f"health: {{fall: 1}}\ncache: {{l1: {{ttl_s: {number}}}}}")
     assert said.startswith("doc: $: a number of more than 64 bits in line 2; ")
