@@ -167,16 +167,16 @@ def loadtest(argv: Sequence[str]) -> int:
     try:
         out.mkdir(parents=True, exist_ok=True)
         result = run(order, folder)
+        print(report.text(result), flush=True)  # first: it may be of 24 hours, and the disk be full by now
         (out / "report.json").write_text(report.as_json(result))
         (out / "report.html").write_text(report.as_html(result))
     except (RunError, CorpusError) as fault:
         print(f"penstock loadtest: {fault}", file=sys.stderr)
         return 1
     except OSError as fault:
-        return _cannot("loadtest", _what(fault))
+        return _cannot("loadtest", f"{out}: {fault.strerror}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(report.text(result))
     print(f"report: {out / 'report.html'}")
     return 0 if result.met else 1
 

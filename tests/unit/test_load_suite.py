@@ -351,3 +351,14 @@ def test_what_cannot_be_asked_for_is_one_line_and_status_2(capsys):
             loadtest(argv)
         assert ended.value.code == 2
     assert capsys.readouterr().err.count("\n") == 4
+
+
+def test_what_came_of_a_load_is_said_though_its_report_cannot_be_written(tmp_path, capsys, monkeypatch):
+    done = result(judge(Ran(figures(), seen(), seen(), 0.2, 0), Limits()))
+    monkeypatch.setattr("penstock.loadtests.suite.main.run", lambda *_: done)
+    monkeypatch.setattr("penstock.loadtests.suite.main._ENDING", ())
+    (tmp_path / "report.json").symlink_to("/dev/full")
+    assert loadtest(["spike", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert report.text(done) in said.out
+    assert said.err == f"penstock loadtest: {tmp_path}: No space left on device\n"
