@@ -155,7 +155,7 @@ class _Store:
         return self._diff(args)
 
     def _put(self, name: str, text: str, base: int | None, note: str) -> str:
-        from .live.far import Document, Raced
+        from .live.far import MOST_NUMBER, Document, Raced
 
         head, number, there = self._far.base()
         if base is not None and base != number:
@@ -164,7 +164,13 @@ class _Store:
             )
         if there is not None and there.text == text:
             return f"version {number} says just that already"
-        new = Document(number=number + 1, text=text, at=round(self._now_s(), 3), by=_who(), note=_line(note))
+        new = Document(
+            number=number % MOST_NUMBER + 1,
+            text=text,
+            at=round(self._now_s(), 3),
+            by=_who(),
+            note=_line(note),
+        )
         config = self._composed(name, text)
         try:
             self._far.put(head, new)
@@ -244,7 +250,12 @@ class _Store:
             return "no versions"
         rows = [("version", "at", "by", "note")]
         rows += [
-            (f"{one.number}{' *' if one == there else ''}", _when(one.at), one.by or "-", one.note or "-")
+            (
+                f"{one.number}{' *' if one == there else ''}",
+                _when(one.at),
+                _line(one.by) or "-",
+                _line(one.note) or "-",
+            )
             for one in kept
         ]
         return table(rows)
@@ -260,7 +271,7 @@ def _unmarked(file: Path) -> tuple[int | None, str]:
 def _raced(there: Any) -> str:
     if there is None:
         return "there is no document"
-    return f"version {there.number} counts, by {there.by or 'somebody'} at {_when(there.at)}"
+    return f"version {there.number} counts, by {_line(there.by) or 'somebody'} at {_when(there.at)}"
 
 
 def _who() -> str:

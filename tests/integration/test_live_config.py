@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 from penstock.cache.redis_client import RedisSettings
 from penstock.gateway.config import ConfigError, Layer
 from penstock.workers.live import kept
-from penstock.workers.live.far import KEPT, ConfigRedis, Document, Raced
+from penstock.workers.live.far import KEPT, MOST_NUMBER, ConfigRedis, Document, Raced
 from penstock.workers.live.file import ConfigFile
 from penstock.workers.live.source import BadDocument
 from penstock.workers.pools import state
@@ -253,6 +254,29 @@ def test_of_two_who_write_at_once_one_is_told() -> None:
         assert sum(one is not None for one in heads) == 1
         winner = names[next(at for at, head in enumerate(heads) if head is not None)]
         assert one.base() == (next(filter(None, heads)), 2, a_version(2, winner))
+
+
+def test_a_push_puts_right_whatever_somebody_else_wrote_there_and_passes_on_none_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "models: {m: {backends: [{url: 'http://h'}]}}\n"
+    with redis_server() as redis:
+        file = tmp_path / "own.yaml"
+        file.write_text(f"store: {{url: '{redis.url}'}}\n")
+        documents = Documents(file, tmp_path, {})
+        raw(redis, text, MOST_NUMBER, bell=False)
+        assert documents.push(text + "breaker: {failures: 9}") == 0
+        assert redis.command("HGET", KEY, "head").startswith(b"1-")
+        forged = json.dumps(
+            {"number": 2, "text": text, "at": 1e300, "by": "\x1b[2J\nme" + "x" * 999, "note": "\r"}
+        )
+        redis.command("HSET", KEY, "head", "2-0123abcd", "doc:2", forged)
+        capsys.readouterr()
+        assert documents.verb("history") == 0
+        assert documents.push(text, "--base", "1") == 2
+        said = "".join(capsys.readouterr())
+        assert "not pushed: version 2 counts, by  [2J mexxx" in said
+        assert all(len(line) < 400 and line.isprintable() for line in said.splitlines())
 
 
 def test_as_many_versions_as_are_told_are_kept_and_no_more() -> None:

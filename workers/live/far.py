@@ -27,6 +27,8 @@ from .source import BadDocument, Listener
 
 KEPT = 32
 """Versions that can be looked at and gone back to."""
+MOST_NUMBER = 10**15 - 1
+"""Of a version; the one after it is 1 again."""
 _MOST_BYTES = 8 * MAX_FILE_BYTES
 _HEAD = re.compile(r"([1-9][0-9]{0,14})-[0-9a-f]{8}")
 _CHANGE = """\
