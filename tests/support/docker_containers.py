@@ -316,12 +316,14 @@ def _list_of_text(config: Mapping[str, Any], key: str) -> list[str]:
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
+    try:
         while data := await reader.read(65_536):
             writer.write(data)
             await writer.drain()
         if writer.can_write_eof():
             writer.write_eof()
+    except OSError:  # a reset: who was killed says no more, and the other side must not wait for it
+        writer.transport.abort()
 
 
 def _now() -> str:
