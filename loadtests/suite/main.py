@@ -7,6 +7,8 @@ the signal's number where one ended it.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import shutil
 import signal
 import sys
@@ -16,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..bench.rig.process import children
 from . import report
 from .plain import PLAIN
 from .questions import CorpusError, Terms, make
@@ -175,6 +178,9 @@ def loadtest(argv: Sequence[str]) -> int:
         return 1
     except OSError as fault:
         return _cannot("loadtest", f"{out}: {fault.strerror}")
+    except SystemExit:
+        _end_children()
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(f"report: {out / 'report.html'}")
@@ -186,6 +192,14 @@ def _ended(number: int, frame: Any) -> NoReturn:
         signal.signal(one, signal.SIG_IGN)
     print(f"penstock loadtest: ended by {signal.Signals(number).name}", file=sys.stderr)
     raise SystemExit(128 + number)
+
+
+def _end_children() -> None:
+    """One that was being started as the signal came, and is known to nobody yet."""
+    for pid in children(os.getpid()):
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGTERM)
+            os.waitpid(pid, 0)
 
 
 def _what(fault: OSError) -> str:

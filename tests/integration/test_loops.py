@@ -26,7 +26,8 @@ def _ask(plane: DataPlane, **fields: str) -> httpx.Response:
 
 def test_a_backend_that_is_the_gateway_itself_is_found_out_at_once() -> None:
     with data_plane(_config(free_port())) as plane:
-        _lead(plane, _config(plane.port))
+        _lead(plane, {**_config(plane.port), "upstream": {"dns_ttl_s": 7}})
+        assert plane.worker._resolver.ttl_s == 7, "how long a name is good is taken at once"
         answer = _ask(plane)
         assert (answer.status_code, answer.json()["error"]["code"]) == (502, "request_loop")
         assert answer.headers["x-should-retry"] == "false"
