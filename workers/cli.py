@@ -41,6 +41,13 @@ class _Parser(argparse.ArgumentParser):
         self.exit(CANNOT, f"{self.prog}: {message}\n")
 
 
+_OWN_OPTIONS = {
+    "sim": "run a simulated vLLM server",
+    "corpus": "write questions to ask under load",
+    "loadtest": "start simulators and gateways, load them and judge what came of it",
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -69,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help="instead of `log.level`"
     )
-    commands.add_parser("sim", help="run a simulated vLLM server; `penstock sim --help` says more")
+    for verb, told in _OWN_OPTIONS.items():  # told of here, parsed where they are
+        commands.add_parser(verb, help=told)
     add_config_verbs(commands, _Parser)
     restart = commands.add_parser("restart", help="replace a running gateway's workers one by one")
     restart.add_argument(

@@ -147,6 +147,11 @@ def test_a_command_that_is_shown_is_understood(words):
             assert end.code == 0, said.getvalue()
 
 
+@pytest.mark.parametrize("verb", ["sim", *VERBS])
+def test_a_verb_with_options_of_its_own_is_among_the_others(verb):
+    assert re.search(rf"^    {verb} +\w", _parser().format_help(), re.MULTILINE)
+
+
 @functools.cache
 def events() -> tuple[set[str], list[re.Pattern[str]]]:
     """The first words of lines that are logged: whole ones, and those of which a part is filled in."""
