@@ -93,9 +93,16 @@ def test_dashboards_ask_the_source_that_is_provisioned_and_are_where_they_are_lo
     for name in DASHBOARDS:
         told = json.loads((ROOT / f"deploy/grafana/dashboards/{name}.json").read_text())
         uids.add(told["uid"])
-        assert {target["datasource"]["uid"] for panel in told["panels"] for target in panel["targets"]} == {
-            source["uid"]
-        }
+        chosen, node = told["templating"][
+            "list"
+        ]  # each asks with the one before, so that any Prometheus will do
+        assert (chosen["type"], chosen["query"], chosen["current"]["value"]) == (
+            "datasource",
+            source["type"],
+            source["uid"],
+        )
+        asked = [node, *told["panels"], *(target for panel in told["panels"] for target in panel["targets"])]
+        assert {each["datasource"]["uid"] for each in asked} == {f"${{{chosen['name']}}}"}
         places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in told["panels"]}
         assert len(places) == len(told["panels"])
     assert len(uids) == len(DASHBOARDS)

@@ -9,7 +9,7 @@ import msgspec
 from .panels import DASHBOARDS, Panel
 
 NODE = 'instance=~"$node"'
-_SOURCE = {"type": "prometheus", "uid": "penstock"}
+_SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _WIDTH, _HEIGHT, _COLUMNS = 8, 7, 3
 
 _TITLES = {
@@ -39,6 +39,13 @@ def dashboard(name: str) -> str:
         "templating": {
             "list": [
                 {
+                    # The one that is provisioned; elsewhere Grafana takes what Prometheus it has.
+                    "name": "datasource",
+                    "type": "datasource",
+                    "query": "prometheus",
+                    "current": {"text": "Prometheus", "value": "penstock"},
+                },
+                {
                     "name": "node",
                     "type": "query",
                     "datasource": _SOURCE,
@@ -49,7 +56,7 @@ def dashboard(name: str) -> str:
                     "allValue": ".*",
                     "current": {"text": "All", "value": "$__all"},
                     "refresh": 2,
-                }
+                },
             ]
         },
         "links": [{"type": "dashboards", "tags": ["penstock"], "title": "Penstock", "asDropdown": False}],
