@@ -64,15 +64,16 @@ STORES = Family(
 )
 ADDED = Family(
     "penstock_added_latency_seconds",
-    "Time the gateway itself added before the first byte of an answer: total minus waiting for the backend, for a "
-    "place and for servers to wake.",
+    "Time the gateway itself added from when a request's body was there to the first byte of its answer: total minus "
+    "waiting for the backend, for a place and for servers to wake. What waits before that, for a worker that is busy, "
+    "shows in penstock_loop_lag_seconds.",
     "histogram",
     ("endpoint", "cache"),
     LATENCY_BUCKETS_S,
 )
 DURATION = Family(
     "penstock_request_duration_seconds",
-    "Time from the request's head to the answer's last byte, as the gateway sees it.",
+    "Time from when a request's body was there to the answer's last byte, as the gateway sees it.",
     "histogram",
     ("endpoint",),
     LATENCY_BUCKETS_S,
