@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from html import escape
@@ -90,7 +89,7 @@ def as_html(result: Result) -> str:
         "before it": where,
         "scale": scale(result),
         "requests": f"{told.requests:,} in {told.seconds:.1f} s ({told.per_s:,.0f} a second)",
-        **({"planned": f"{result.planned:,.0f}"} if result.planned else {}),
+        **({"planned, without a climb": f"{result.planned:,.0f}"} if result.planned else {}),
         told.measures: f"p50 {told.p50_ms:.2f}, p95 {told.p95_ms:.2f}, p99 {told.p99_ms:.2f} ms",
         **({"the climb ended at": told.gave_way} if told.gave_way else {}),
         **{name.replace("_", " "): f"{value:,.2f}".removesuffix(".00") for name, value in told.more.items()},
@@ -100,12 +99,15 @@ def as_html(result: Result) -> str:
         "began": result.began.isoformat(sep=" ", timespec="seconds"),
     }
     of = result.series
-    limit = order.limits.p95_ms if math.isfinite(order.limits.p95_ms) else None
+    # a dashed line for what was judged, and for nothing else
+    limit = order.limits.p95_ms if any(line.name.startswith("p95 ") for line in result.lines) else None
+    judged = any(line.name.startswith("hit rate,") and line.wanted != "0 %" for line in result.lines)
+    hits = 100 * order.limits.hits if judged and order.limits.hits is not None else None
     last = max((points[-1][0] for points in of.values()), default=1.0)
     charts = [
         chart("Requests a second", last, _some(of, "requests/s", "planned")),
         chart("Added by the gateway, ms", last, _some(of, "p50", "p95", "p99"), limit),
-        chart("Hit rate, %", last, _some(of, "hit rate, %"), 40.0 if told.hit_rate else None),
+        chart("Hit rate, %", last, _some(of, "hit rate, %"), hits),
         chart("Processor time, cores", last, _some(of, "gateways, cores", "generator, cores")),
         chart("Not answered well, %", last, _some(of, "not answered well, %"), 100 * order.limits.failures),
     ]

@@ -16,7 +16,7 @@ from penstock.loadtests.suite.figures import Figures
 from penstock.loadtests.suite.main import loadtest
 from penstock.loadtests.suite.run import Order, Result
 from penstock.loadtests.suite.scenario import scenarios
-from penstock.loadtests.suite.slo import Limits, Ran, judge
+from penstock.loadtests.suite.slo import Limits, Line, Ran, judge
 
 LOADTESTS = Path(k6.__file__).resolve().parents[1]
 
@@ -331,6 +331,16 @@ def test_a_report_is_one_page_with_its_plots_in_it():
     assert "&lt;b&gt;about" in text
     for line in good:
         assert line.measured in text
+
+
+@pytest.mark.parametrize(
+    ("names", "dashed"),
+    [((), 1), (("p95 (answer, whole)",), 2), (("hit rate, by the gateway", "hit rates apart"), 2)],
+)
+def test_a_plot_shows_the_bound_of_what_was_judged_and_of_nothing_else(names, dashed):
+    series = {name: [(0.0, 1.0), (1.0, 1.0)] for name in ("p95", "hit rate, %", "not answered well, %")}
+    page = report.as_html(result([Line(name, "≥ 40 %", "1", True) for name in names], series=series))
+    assert page.count(">SLO<") == dashed
 
 
 def test_a_report_says_what_was_missed():
