@@ -37,6 +37,10 @@ def _number(loader: Any, node: yaml.Node) -> int:
 _Loader.add_constructor("tag:yaml.org,2002:int", _number)
 
 
+def _tab(text: str, mark: Any) -> bool:
+    return bool(mark) and text[mark.index : mark.index + 1] == "\t"
+
+
 def parse(name: str, text: str) -> dict[str, Any]:
     """Parse `text`; `name` is what errors call the file. Raises ConfigError."""
     if len(text.encode("utf-8", "surrogatepass")) > MAX_FILE_BYTES:
@@ -51,7 +55,9 @@ def parse(name: str, text: str) -> dict[str, Any]:
             name,
             place,
             f"not YAML: {fault.problem or fault.context}",
-            "check quotes, colons and indentation here",
+            "indent with spaces, not tabs"
+            if _tab(text, mark)
+            else "check quotes, colons and indentation here",
         ) from None
     except yaml.YAMLError as fault:
         what = str(fault).splitlines()[0]

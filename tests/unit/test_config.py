@@ -185,8 +185,9 @@ BROKEN = [
     ("models: [1, 2", "line 2, column 1: not YAML: did not find expected ',' or ']'; check quotes"),
     (
         "models:\n\t- x",
-        "line 2, column 1: not YAML: found character that cannot start any token; check quotes",
+        "line 2, column 1: not YAML: found character that cannot start any token; indent with spaces, not tabs",
     ),
+    ("a: `x`", "line 1, column 4: not YAML: found character that cannot start any token; check quotes"),
     ("a: \x00", "$: not YAML: unacceptable character #x0000"),
     (BOMB, "$.f: more than 200000 values once aliases are unfolded; write the values out"),
     ("a: &a {b: *a}", "$.a.b: an alias that contains itself; write the value out"),
