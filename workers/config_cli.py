@@ -231,8 +231,15 @@ class _Store:
         return document
 
     def _history(self, as_json: bool) -> str:
-        there = self._far.once()
+        from .live.source import BadDocument
+
         kept = self._far.history()
+        try:
+            there = self._far.once()
+        except BadDocument:
+            if not kept:
+                raise
+            there = None  # garbage counts: who asks wants to know what there is to go back to
         if as_json:
             return json.dumps(
                 [

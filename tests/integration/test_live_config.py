@@ -277,6 +277,12 @@ def test_a_push_puts_right_whatever_somebody_else_wrote_there_and_passes_on_none
         said = "".join(capsys.readouterr())
         assert "not pushed: version 2 counts, by  [2J mexxx" in said
         assert all(len(line) < 400 and line.isprintable() for line in said.splitlines())
+        redis.command("HSET", KEY, "doc:2", "garbage")
+        assert documents.verb("history") == 0
+        kept = capsys.readouterr().out
+        assert kept.splitlines()[-1].startswith("1  "), "there to be gone back to"
+        assert "*" not in kept
+        assert documents.verb("rollback", "1") == 0
 
 
 def test_as_many_versions_as_are_told_are_kept_and_no_more() -> None:
