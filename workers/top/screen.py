@@ -97,6 +97,7 @@ def _keys() -> Iterator[int | None]:
     if not sys.stdin.isatty():
         yield None
         return
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored; here it is a key
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
     now = termios.tcgetattr(fd)
