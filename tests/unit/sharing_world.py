@@ -112,20 +112,49 @@ class Node:
         self.cut_until = 0.0
         self.born = 0.0
         self.touched = 0.0  # when it last had an exchange
+        self.configured = True
+        self.spoke: float | None = None  # since when others could know that it is configured
         self.boot()
 
     def boot(self) -> None:
         world, self.lives = self.world, self.lives + 1
         now = world.now
         life = f"{self.name}.{self.lives}"
+        self.agreement = Agreement("m", life, lambda: f"{world.random.random()}", TIMING, now)
+        self.seeing_off = False  # a successor knows nothing of a pool that is not configured
+        self.begin()
+
+    def begin(self) -> None:
+        now = self.world.now
         self.machine = Machine(Terms(idle_timeout_s=IDLE_S, ordered=True), now)
         self.follower = Follower()
-        self.agreement = Agreement("m", life, lambda: f"{world.random.random()}", TIMING, now)
         self.beat_at = now
         self.look_at = 0.0
         self.doing: list[tuple[float, Start | Stop, Order]] = []
         self.effects: list[Start | Stop] = []
         self.born = now
+
+    # ---- another configuration
+
+    def leave(self) -> None:
+        """The pool is removed; who waits for it is told so."""
+        self.configured, self.spoke, self.waiting = False, None, 0
+        self.seeing_off, self.quiet, self.left_at = True, False, self.world.now
+        self.ending: tuple[Order, float] | None = None
+        self.phase = PoolPhase.OFF
+        self.agreement.leave(self.world.now)
+
+    def put_back(self) -> None:
+        """While it is seen off it goes on with what it knows; later it begins anew."""
+        self.configured = True
+        if self.seeing_off:
+            self.seeing_off = False
+            self.agreement.stay()
+            self.begin()
+            if self.world.receiver.answers(self.world.now):  # it is adopted
+                self.step(Started(0))
+        else:
+            self.boot()
 
     # ---- workers
 
@@ -159,6 +188,10 @@ class Node:
         world, now = self.world, self.world.now
         if now < self.paused_until:
             return
+        if not self.configured:
+            if self.seeing_off:
+                self.see_off()
+            return
         self.carry_on()
         others = self.agreement.others(now)
         members = self.machine.members
@@ -183,14 +216,48 @@ class Node:
                     self.paused_until = now + world.random.choice([0.1, 1.0, 5.0])
             self.doing.append((now, effect, order))
         self.effects = []
-        urgent = self.agreement.tell(self.load(), self.machine.phase, self.machine.members, now)
-        if urgent or now >= self.beat_at:
-            late = world.random.random() < 10 * world.mischief
-            self.beat_at = now + TIMING.beat_s * (2.5 if late else 1.0)
-            self.exchange(None)
+        self.beat(self.agreement.tell(self.load(), self.machine.phase, self.machine.members, now))
         if now < self.paused_until:
             return
         self.carry_on()
+
+    def beat(self, urgent: bool) -> None:
+        if urgent or self.world.now >= self.beat_at:
+            late = self.world.random.random() < 10 * self.world.mischief
+            self.beat_at = self.world.now + TIMING.beat_s * (2.5 if late else 1.0)
+            self.exchange(None)
+
+    def see_off(self) -> None:
+        """As `farewell.see_off` has it."""
+        world, now = self.world, self.world.now
+        self.quiet = self.quiet or (not self.running and now > self.left_at + 2 * TICK_S)
+        ending, self.ending = self.ending, None
+        if ending is not None:
+            world.stopped(self, *ending)
+            if world.receiver.up_at is None:
+                world.ended.append(self.name)
+                self.release(ended=True)
+                return
+        load = Load() if self.quiet else Load(running=1)
+        urgent = self.agreement.tell(load, PoolPhase.DRAINING, [MemberPhase.DRAINING], now)
+        others = self.agreement.others(now)
+        if self.quiet and others.over:
+            self.release(ended=False)
+            return
+        if self.quiet and others.may_stop and others.drained:
+            self.agreement.tell(load, PoolPhase.DRAINING, [MemberPhase.STOPPING], now)
+            order = self.agreement.order("stop", 0, ())
+            if self.confirm(order):
+                world.agreed_to_end(self)
+                self.ending = (order, now)
+                if world.random.random() < 10 * world.mischief:
+                    self.paused_until = now + world.random.choice([0.1, 1.0, 5.0])
+                return
+        self.beat(urgent)
+
+    def release(self, *, ended: bool) -> None:
+        self.exchange(self.agreement.giving_up(ended=ended))
+        self.seeing_off = False
 
     def carry_on(self) -> None:
         """Do what was begun."""
@@ -210,7 +277,7 @@ class Node:
             elif order.fence < 0:
                 self.step(StopFailed(0, "not this node's"))
             else:
-                world.stopped(self, order)
+                world.stopped(self, order, begun)
                 self.step(Stopped(0) if world.receiver.up_at is None else StopFailed(0, "refused"))
 
     def exchange(self, lease: Lease | None) -> bool:
@@ -222,6 +289,8 @@ class Node:
             seen = world.store.exchange(self.name, told)
         except Away:
             return False
+        if self.configured and (self.spoke is None or now - self.touched >= TIMING.silent_s):
+            self.spoke = now
         self.touched = now
         if world.random.random() < world.mischief / 2:
             return False  # it was heard, and its answer lost
@@ -251,22 +320,35 @@ class World:
         self.store = Store()
         self.receiver = Receiver()
         self.served = 0
+        self.ended: list[str] = []  # who ended the servers of a pool that was removed
+        self.spared: Node | None = None  # it is not killed
+        self.lost_at = 0.0
         self.forgot_at = 0.0
         self.cut_off: list[str] = []
         self.kept: list[tuple[bytes, Mapping[str, Word]]] = []
         self.nodes = [Node(self, f"n{i}") for i in range(nodes)]
 
-    def stopped(self, who: Node, order: Order) -> None:
-        """A stop arrives at the receiver: nobody that could be heard may have anything in flight."""
+    def stopped(self, who: Node, order: Order, agreed: float) -> None:
+        """A stop arrives at the receiver: nobody that could be heard may have anything in flight.
+
+        But for who began after it was agreed on, took over meanwhile, and had no reason to start anything.
+        """
         if order.fence < self.receiver.fence:
             self.receiver.refused += 1
             return
         for node in self.nodes:
-            reachable = self.now - node.touched < TIMING.silent_s
+            reachable = self.now - node.touched < TIMING.silent_s and node.born <= agreed
             assert not (node.running and reachable and self.receiver.up_at is not None), (
                 f"{who.name} stops under {node.name} at {self.now:.2f}"
             )
         self.receiver.stop(order)
+
+    def agreed_to_end(self, who: Node) -> None:
+        """One that leaves may end the servers: none stays that it could have heard of."""
+        for node in self.nodes if self.now - self.lost_at > TIMING.silent_s else ():
+            stays = node.spoke is not None and self.now - node.spoke > TIMING.lease_s
+            reachable = self.now - node.touched < TIMING.silent_s
+            assert not (stays and reachable), f"{who.name} ends what {node.name} has at {self.now:.2f}"
 
     def run(self, for_s: float, *, requests: float = 0.0, trouble: bool = False) -> None:
         """requests: a second, for each node."""
@@ -277,7 +359,7 @@ class World:
             if trouble:
                 self.upset()
             for node in self.random.sample(self.nodes, len(self.nodes)):
-                if self.random.random() < requests * TICK_S:
+                if self.random.random() < requests * TICK_S and node.configured:
                     node.waiting += 1
                 node.work()
                 node.control()
@@ -292,7 +374,7 @@ class World:
             roll.choice(self.nodes).cut_until = self.now + roll.choice([0.2, 0.8, 2.0, 4.0])
         if roll.random() < 0.002:
             node = roll.choice(self.nodes)
-            if self.now >= node.paused_until:
+            if self.now >= node.paused_until and node is not self.spared:
                 node.boot()
         if roll.random() < 0.002:
             self.store.up = not self.store.up
@@ -302,11 +384,12 @@ class World:
             return
         if roll.random() < 0.001:
             self.store.raw, self.store.words = b"", {}
+            self.lost_at = self.now
         if roll.random() < 0.01:
             self.kept.append((self.store.raw, dict(self.store.words)))
         if self.kept and roll.random() < 0.0005:  # a replica that lags becomes the master
             self.store.raw, words = self.kept[-1]
-            self.forgot_at = self.now
+            self.forgot_at = self.lost_at = self.now
             self.store.words = dict(words)
 
     def check(self) -> None:

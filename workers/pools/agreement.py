@@ -9,6 +9,10 @@ A stop has two phases. The owner announces which members drain; every node that 
 back and says so once it has none in flight; with the words of all nodes there, the owner writes the stop into the
 lease (`confirming`), and only then does it. A node that joins writes its word before it reads the lease: either the
 owner sees the node or the node sees the drain. It holds on until the lease no longer has the drain.
+
+A node that is no longer configured with the pool leaves: it says so, and `left` once it has nothing in flight. While
+another one stays it wants no lease, and some time later is through with it. Where none stays, one of those that leave
+has the lease, and ends the servers when all have left, by the same two phases.
 """
 
 from __future__ import annotations
@@ -60,8 +64,28 @@ class Agreement:
         self._serial = 0
         self._orders: dict[int, tuple[str, Verb, int, int]] = {}  # by member: key, verb, fence, drain
         self._ended: dict[int, str] = {}  # by member: key of the stop that the lease has
+        self._leaves: float | None = None  # since when
+        self._over = False  # another one that leaves has ended the servers
 
     # ---- what this node does
+
+    def leave(self, now: float) -> None:
+        """This node is no longer configured with it."""
+        if self._leaves is None:
+            self._leaves, self._over = now, False
+            self._busy = self._was_busy = True
+
+    def stay(self) -> None:
+        """It is, again."""
+        if self._leaves is not None:
+            self._leaves = None
+            self._busy = self._was_busy = True
+            self._load, self._phase, self._members = Load(), PoolPhase.NONE, ()
+
+    @property
+    def leaves(self) -> bool:
+        """Whether this node is no longer configured with it."""
+        return self._leaves is not None
 
     def tell(self, load: Load, phase: PoolPhase, members: Sequence[MemberPhase], now: float) -> bool:
         """A tick of the pool here; whether others should hear of it at once."""
@@ -78,7 +102,8 @@ class Agreement:
         self._used |= {self._epoch(member) for member in self._running()}
         self._look_drained(now)
         after = (self._was_busy, self._drained, self._wanted_drain(), self._running())
-        return (before[0] is not after[0] and self._anyone_drains()) or before[1:] != after[1:]
+        waited_for = self.leaves or self._anyone_drains()
+        return (before[0] is not after[0] and waited_for) or before[1:] != after[1:]
 
     def _running(self) -> tuple[int, ...]:
         """Members that serve here; in a drain of the pool they may be stopped already."""
@@ -133,7 +158,8 @@ class Agreement:
             running=self._running(),
             drained=self._drained,
             fence=self._fence,
-            left=left and not self._was_busy,
+            left=(left or self.leaves) and not self._was_busy,
+            leaves=self.leaves,
         )
         self._sent = lease if lease is not None else self._wanted(now)
         takes = self._sent is not None and bool(self._sent.owner) and self._sent.fence != self._fence_held()
@@ -159,6 +185,9 @@ class Agreement:
             self._stops += [0] * (len(lease.stops) - len(self._stops))
             self._stops = [max(n, lease.stops_of(i)) for i, n in enumerate(self._stops)]
             self._used |= {self._epoch(member) for member in lease.used}
+            self._over = self._over or (
+                lease.ended and lease.fence >= self._fence and before is not None and not before.ended
+            )
         if lease is None or lease.owner != self._life:
             self._proven = -1.0
         elif seen.swapped:
@@ -194,6 +223,8 @@ class Agreement:
         lease = self._lease
         if self._heard is None:
             return None
+        if self.leaves and (self._over or self._nodes.stay(now)):
+            return self.giving_up()
         if lease is None:
             return Lease(era=self._era(), fence=self._fence, stops=tuple(self._stops))
         if lease.owner != self._life or not self.proven(now):
@@ -223,6 +254,7 @@ class Agreement:
             members=(),
             whole=False,
             stops=tuple(self._stops),
+            ended=False,
         )
 
     def _renewal(self, lease: Lease) -> Lease:
@@ -274,7 +306,14 @@ class Agreement:
             running=self._nodes.running(now),
             asleep=frozenset(lease.asleep if lease is not None else ()),
             stops=tuple(max(0, n - self._mine.get(i, 0)) for i, n in enumerate(self._stops)),
+            over=self._is_over(now),
         )
+
+    def _is_over(self, now: float) -> bool:
+        """Who stays is believed only after a while: it may not have been told yet, and be killed before it is."""
+        if self._leaves is None:
+            return False
+        return self._over or (now - self._leaves >= self._timing.silent_s and self._nodes.go_on(now))
 
     def proven(self, now: float) -> bool:
         """Whether this node owns the pool and can prove it: nobody can have taken it over yet."""
@@ -286,6 +325,8 @@ class Agreement:
         if lease is None or not members:
             return not self._nodes.unsure(now) and not self._nodes.any(now)
         announced = set(members) <= set(lease.members) and (lease.whole or not whole)
+        if self.leaves and self._nodes.any(now):
+            return False  # one stays, or has something in flight
         return announced and self._nodes.drained((lease.fence, lease.drain), now)
 
     # ---- orders
@@ -336,11 +377,12 @@ class Agreement:
             self._mine[found] = self._mine.get(found, 0) + 1
         return self._fence == order.fence
 
-    def giving_up(self) -> Lease | None:
-        """The lease as it is left to others, None where it is not this node's."""
-        if self._lease is None or not self.owner or self._members_end():
+    def giving_up(self, *, ended: bool = False) -> Lease | None:
+        """The lease as it is left to others, None where it is not this node's. ended: so are the servers."""
+        lease = self._lease
+        if lease is None or not self.owner or (self._members_end() and not ended):
             return None
-        return replace(self._lease, owner="", free=True, beat=self._lease.beat + 1, members=(), whole=False)
+        return replace(lease, owner="", free=True, beat=lease.beat + 1, members=(), whole=False, ended=ended)
 
     def _members_end(self) -> bool:
         return MemberPhase.STOPPING in self._members

@@ -283,24 +283,30 @@ class Hand:
 
     # ---- ends
 
-    async def stop_all(self) -> None:
-        """End every server, whatever else is going on: the gateway stops, or the pool is no longer configured."""
+    async def stop_all(self) -> bool:
+        """End every server, whatever else is going on: the gateway stops, or the pool is no longer configured.
+
+        Whether all of them have ended.
+        """
         found = {*self._tasks, *self.running}
+        if not self.provider.local:  # others may have begun to start one, that nobody sees yet
+            found |= {*range(self.pool.max)}
         await self.let_go()
         with contextlib.suppress(ProviderFault):
             found |= {*await self.status()}
 
         async def end(member: int) -> None:
             order = self._ownership.order(self.name, "stop", member)
-            if await self._ownership.confirm(self.name, order):
-                await self.provider.ensure_stopped(member, order, self.pool.stop_timeout_s)
+            if not await self._ownership.confirm(self.name, order):
+                raise ProviderFault("other nodes have not agreed to it")
+            await self.provider.ensure_stopped(member, order, self.pool.stop_timeout_s)
+            self.running.pop(member, None)
 
-        for member, fault in zip(
-            found, await asyncio.gather(*map(end, found), return_exceptions=True), strict=True
-        ):
+        faults = await asyncio.gather(*map(end, found), return_exceptions=True)
+        for member, fault in zip(found, faults, strict=True):
             if isinstance(fault, BaseException):
                 log.error("pool_stop_failed pool=%s member=%d: %s", self.name, member, fault)
-        self.running.clear()
+        return not any(faults)
 
     async def let_go(self) -> None:
         """Do no more; servers stay as they are, those that start go on starting."""

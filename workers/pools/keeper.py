@@ -311,8 +311,12 @@ class Keeper:
             return
         self.stale = {member for member, one in running.items() if one.stale}
 
-    def retire(self) -> None:
-        """The pool is no longer configured: decide nothing any more. Its servers go on until `end`."""
+    def retire(self, before: Keeper | None = None) -> None:
+        """The pool is no longer configured: decide nothing any more. Its servers go on until `stop`.
+
+        before: of the same pool, whose configuration had the servers.
+        """
+        self._servers = before._servers if before is not None else self._servers
         self.ticks = False
         self._adopting.cancel()
         self._retired = True
@@ -330,17 +334,16 @@ class Keeper:
         await self.watch.close()
         await self.provider.close()
 
-    async def end(self) -> None:
-        """End all servers, and let go of everything."""
+    async def stop(self) -> bool:
+        """End all servers; whether that was done."""
         self.ticks = False
         self._adopting.cancel()
         await asyncio.wait([self._adopting])
         await self.watch.close()
-        await self.hand.stop_all()
-        await self.provider.show(PoolPhase.OFF, "")
-        if self._retired:
-            log.info("pool_ended pool=%s", self.name)
-        await self.close()
+        stopped = await self.hand.stop_all()
+        if stopped:
+            await self.provider.show(PoolPhase.OFF, "")
+        return stopped
 
     def inflight(self) -> int:
         """Requests at its servers, by the columns they have, or had last."""

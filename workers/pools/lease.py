@@ -31,7 +31,8 @@ class Lease(msgspec.Struct, frozen=True, omit_defaults=True):
     each change of the owner. beat: grows with each renewal. lease_ms: so long does it hold without one. drain: number
     of the last drain; members: those that drain now; whole: all that run do, so every request is held back. stops: how
     often each member was stopped or put to sleep; asleep: those that sleep; used: those whose start since the last stop
-    has ended, well or not. era: random, made with the record.
+    has ended, well or not. era: random, made with the record. ended: its servers were ended by the last that was
+    configured with it, and nobody has taken it since.
     """
 
     era: _Name = ""
@@ -46,6 +47,7 @@ class Lease(msgspec.Struct, frozen=True, omit_defaults=True):
     stops: _Counts = ()
     asleep: _Members = ()
     used: _Members = ()
+    ended: bool = False
 
     def stops_of(self, member: int) -> int:
         """How often it was stopped."""
@@ -58,7 +60,8 @@ class Word(msgspec.Struct, frozen=True, omit_defaults=True):
     life: of its controller; beat: grows with each word. busy: it has requests for it, or had since its last word;
     works: how often it has begun or ended work. load: requests that wait and run. running: members it has ready.
     drained: fence and number of the drain for which it holds its requests back and has none in flight. fence: the
-    highest it has heard of. left: it has stopped, with nothing in flight.
+    highest it has heard of. left: it has stopped, or is no longer configured with the pool, with nothing in flight.
+    leaves: it is no longer configured with it.
     """
 
     life: _Name = ""
@@ -70,6 +73,7 @@ class Word(msgspec.Struct, frozen=True, omit_defaults=True):
     drained: tuple[_Number, _Number] = (0, 0)
     fence: _Number = 0
     left: bool = False
+    leaves: bool = False
 
 
 _leases = msgspec.json.Decoder(Lease)

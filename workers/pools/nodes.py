@@ -77,6 +77,14 @@ class Nodes:
         """Whether there are others that live, as far as one knows."""
         return any(True for _ in self._live(now))
 
+    def stay(self, now: float) -> bool:
+        """Whether there are others that live and are configured with it, as far as one knows."""
+        return any(not n.word.leaves for n in self._live(now))
+
+    def go_on(self, now: float) -> bool:
+        """Whether one of those has said so lately."""
+        return any(not n.word.leaves and self._fresh(n, now) for n in self._live(now))
+
     def busy(self, now: float) -> bool:
         """Whether one has work, or had a moment ago, or may have because it is silent."""
         beat_s = self._timing.beat_s

@@ -22,7 +22,9 @@ class Ownership(Protocol):
     """
 
     def keep(self, pools: Collection[str]) -> None:
-        """From now on it is about these; others are given up. Called at the start and at each reload."""
+        """This node is configured with these from now on; it leaves the others, until they are released. Called at the
+        start and at each reload.
+        """
 
     def tell(
         self, pool: str, load: Load, phase: PoolPhase, members: Sequence[MemberPhase], now: float
@@ -39,6 +41,9 @@ class Ownership(Protocol):
         """Right before an effect that ends or puts to sleep a member: whether it may be done, proven this moment.
         False: leave it, and tell the machine that it failed.
         """
+
+    async def release(self, pool: str, *, ended: bool) -> None:
+        """This node is through with a pool that it leaves. ended: it has ended the servers."""
 
     async def run(self) -> None:
         """Speak with the other nodes until cancelled."""
@@ -79,6 +84,9 @@ class Alone:
     async def confirm(self, pool: str, order: Order) -> bool:
         """Always."""
         return True
+
+    async def release(self, pool: str, *, ended: bool) -> None:
+        """Nobody waits for it."""
 
     async def run(self) -> None:
         """Nothing to do."""

@@ -18,13 +18,13 @@ from typing import Any
 from prometheus_client.core import Metric
 
 from ...cache.pool_table import PoolPhase
-from ...cache.slots import SlotInfo
 from ...gateway.config import Model, Published
 from ...gateway.config.pool import DockerPool, ProcessPool
 from .. import families, store
 from . import state
+from .farewell import see_off
 from .ground import Ground
-from .keeper import SETTLED_NS, Keeper
+from .keeper import Keeper
 from .nvml import Nvml
 from .ownership import Alone, Ownership
 from .processes.leftover import end_unwanted
@@ -39,7 +39,7 @@ from .words import MemberPhase, StopAsked, WakeAsked
 log = logging.getLogger(__name__)
 
 TICK_S = 0.02
-RETIRE_S = 0.05
+_RUNS_ON = "pool_runs_on pool=%s: it is no longer configured, and servers that run of it are left running: %s"
 
 
 class PoolsRunner:
@@ -113,7 +113,10 @@ class PoolsRunner:
             except OSError as fault:
                 log.error("state_folder_lost folder=%s: %s", self._ground.state, fault)
         if self._shared is not None:
-            self._shared.keep([name for name, model in wanted.items() if is_shared(model)])
+            shared = [name for name, model in wanted.items() if is_shared(model)]
+            self._shared.keep(shared)
+            for name in shared:
+                self._abandon(name, type(wanted[name].pool).__name__)
         for name, model in wanted.items():
             keeper = self._keepers.get(name)
             site = self._site(name, model, published)
@@ -127,8 +130,10 @@ class PoolsRunner:
     async def close(self, *, final: bool) -> None:
         """Let go of the pools. final: the gateway stops, so its own servers end that are not to be kept."""
         retired = list(self._retired.values())
-        for _, task in retired:
+        for keeper, task in retired:
             task.cancel()
+            if not keeper.provider.local:
+                log.warning(_RUNS_ON, keeper.name, "the gateway stops before they could be ended")
         if retired:
             await asyncio.wait([task for _, task in retired])
         if self._unwanted is not None:
@@ -137,7 +142,9 @@ class PoolsRunner:
 
         async def leave(keeper: Keeper) -> None:
             local = keeper.provider.local and not keeper.provider.keep
-            await (keeper.end() if final and local else keeper.close())
+            if final and local:
+                await keeper.stop()
+            await keeper.close()
 
         for keeper, fault in zip(
             keepers, await asyncio.gather(*map(leave, keepers), return_exceptions=True), strict=True
@@ -161,43 +168,63 @@ class PoolsRunner:
         if back is not None:
             # the same servers are wanted again: the one that was about to end them lets go first
             back[1].cancel()
-            self._coming = asyncio.ensure_future(self._keep_after(self._coming, back[0], name, ownership))
+            self._coming = asyncio.ensure_future(self._keep_after(self._coming, back[0], site))
             return
         identity = store.identity(name)
         self._keepers[name] = Keeper(name, site.model, identity, self._make(site), self._ground, ownership)
 
-    async def _keep_after(
-        self, earlier: asyncio.Task[None] | None, before: Keeper, name: str, ownership: Ownership
-    ) -> None:
+    async def _keep_after(self, earlier: asyncio.Task[None] | None, before: Keeper, site: Site) -> None:
         if earlier is not None:
             await asyncio.wait([earlier])
         await before.close()
-        if name in self._models and name not in self._keepers:
-            model = self._models[name]
+        name, kind = site.name, type(site.model.pool)
+        model = self._models.get(name)
+        wanted = model is not None and type(model.pool) is kind
+        if (wanted and name in self._keepers) or (name, kind.__name__) in self._retired:
+            return
+        if model is not None and wanted:
             site = self._site(name, model, self._ground.published())
-            identity = store.identity(name)
-            self._keepers[name] = Keeper(name, model, identity, self._make(site), self._ground, ownership)
+        ownership, identity = self._ownership(site.model), store.identity(name)
+        keeper = Keeper(name, site.model, identity, self._make(site), self._ground, ownership)
+        if wanted:
+            self._keepers[name] = keeper
             self._changed.set()
+        else:  # it was removed again meanwhile
+            keeper.retire(before)
+            self._see_off(keeper, ownership)
 
     def _retire(self, name: str) -> None:
         keeper = self._keepers.pop(name)
-        kind = type(self._models[name].pool).__name__
         log.info("pool_retired pool=%s: what is in flight finishes, then its servers end", name)
         keeper.retire()
-        task = asyncio.ensure_future(self._see_off(keeper, (name, kind)))
-        self._retired[(name, kind)] = (keeper, task)
+        self._see_off(keeper, self._ownership(self._models[name]))
 
-    async def _see_off(self, keeper: Keeper, key: tuple[str, str]) -> None:
-        """End the servers when nothing is in flight with them, and no worker can think that it may ask them."""
-        seen_ns = self._ground.clock_ns() + SETTLED_NS
-        # what workers count can only be looked at
-        while keeper.inflight() or any(one.heartbeat_ns < seen_ns for one in self._alive()):  # noqa: ASYNC110
-            await asyncio.sleep(RETIRE_S)
-        await keeper.end()
-        self._retired.pop(key, None)
+    def _see_off(self, keeper: Keeper, ownership: Ownership) -> None:
+        key = (keeper.name, type(keeper.pool).__name__)
+        task = asyncio.ensure_future(see_off(keeper, ownership, self._ground))
+        self._retired[key] = (keeper, task)
 
-    def _alive(self) -> list[SlotInfo]:
-        return [one for one in self._ground.workers() if one.alive]
+        def done(ended: asyncio.Task[None]) -> None:
+            if self._retired.get(key) == (keeper, ended):
+                del self._retired[key]
+            if not ended.cancelled() and ended.exception() is not None:
+                log.error("pool_not_closed pool=%s", keeper.name, exc_info=ended.exception())
+
+        task.add_done_callback(done)
+
+    def _abandon(self, name: str, kind: str) -> None:
+        """Leave servers of another kind alone: of a name nodes agree on one pool, and that is the new one."""
+        for (whose, of), (keeper, task) in [*self._retired.items()]:
+            if whose == name and of != kind and not keeper.provider.local:
+                log.warning(_RUNS_ON, name, "a pool of another provider took its place")
+                task.cancel()
+                del self._retired[whose, of]
+                self._coming = asyncio.ensure_future(self._close_after(self._coming, keeper))
+
+    async def _close_after(self, earlier: asyncio.Task[None] | None, keeper: Keeper) -> None:
+        if earlier is not None:
+            await asyncio.wait([earlier])
+        await keeper.close()
 
     def _ownership(self, model: Model) -> Ownership:
         return self._shared if self._shared is not None and is_shared(model) else self._alone

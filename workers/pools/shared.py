@@ -21,6 +21,7 @@ from ...cache.pool_table import PoolPhase
 from ...gateway.config import Model
 from ...gateway.config.pool import KubernetesPool, WebhookPool
 from .. import families
+from ..redis_bell import cancelled
 from .agreement import Agreement
 from .lease import LeaseStore, LeaseStoreFault, Told
 from .nodes import Timing
@@ -38,7 +39,7 @@ def is_shared(model: Model) -> bool:
 
 _BURST_S = 0.01
 NOBODYS = Others(may_stop=False, drained=False)
-"""Of a pool that was given up."""
+"""Of a pool that was released."""
 
 
 class Shared:
@@ -68,14 +69,16 @@ class Shared:
         self._line = asyncio.Lock()
         self._up: bool | None = None
         self._owned: dict[str, bool] = {}
+        self._run_on: set[str] = set()  # said to
 
     def keep(self, pools: Collection[str]) -> None:
-        for name in [*self._pools]:
+        for name, agreement in self._pools.items():
             if name not in pools:
-                del self._pools[name]
-                self._owned.pop(name, None)
+                agreement.leave(self._clock())
         for name in pools:
-            if name not in self._pools:
+            if name in self._pools:
+                self._pools[name].stay()
+            else:
                 self._pools[name] = Agreement(name, self._life, self._era, self._timing, self._clock())
         self._urgent.set()
 
@@ -93,7 +96,7 @@ class Shared:
 
     def order(self, pool: str, verb: Verb, member: int, gpus: tuple[int, ...] = ()) -> Order:
         agreement = self._pools.get(pool)
-        if agreement is None:  # given up: its servers end under the last words of this node
+        if agreement is None:  # released: nothing is confirmed any more
             return Order(f"{pool}:{member}:{verb}:{self._life}", 0, gpus)
         return agreement.order(verb, member, gpus)
 
@@ -118,7 +121,7 @@ class Shared:
     async def run(self) -> None:
         listening = asyncio.ensure_future(self._store.listen(self._urgent))
         try:
-            while True:
+            while not cancelled():  # a client of Redis may have swallowed it
                 self._urgent.clear()
                 await self._round()
                 drains = any(agreement.drains for agreement in self._pools.values())
@@ -131,20 +134,33 @@ class Shared:
             listening.cancel()
             await asyncio.wait([listening])
 
+    async def release(self, pool: str, *, ended: bool) -> None:
+        agreement = self._pools.get(pool)
+        if agreement is not None:
+            await self._give_up({pool: agreement}, ended=ended)
+            if agreement.leaves:  # else it is wanted again
+                del self._pools[pool]
+                self._owned.pop(pool, None)
+
     async def close(self) -> None:
-        told: dict[str, Told] = {}
+        try:
+            await self._give_up(self._pools)
+        finally:
+            self._pools.clear()
+            await self._store.close()
+
+    async def _give_up(self, pools: Mapping[str, Agreement], *, ended: bool = False) -> None:
         try:
             async with asyncio.timeout(self.round_s), self._line:
-                for pool, agreement in self._pools.items():
-                    told[pool] = agreement.told(self._clock(), lease=agreement.giving_up(), left=True)
+                told = {
+                    pool: one.told(self._clock(), lease=one.giving_up(ended=ended), left=True)
+                    for pool, one in pools.items()
+                }
                 if told and self._up:
                     await self._store.exchange(self._node, told)
                     await self._store.ring()
         except (LeaseStoreFault, TimeoutError) as fault:
             log.warning("pools_not_given_up: others wait for the leases to end: %s", fault)
-        finally:
-            self._pools.clear()
-            await self._store.close()
 
     def metrics(self) -> Iterator[Metric]:
         """For the controller's scrape."""
@@ -200,6 +216,14 @@ class Shared:
 
     def _note(self) -> None:
         now = self._clock()
+        run_on = {pool for pool, one in self._pools.items() if one.leaves and not self._up}
+        for pool in run_on - self._run_on:
+            log.warning(
+                "pool_runs_on pool=%s: it is no longer configured, and servers that run of it are left running until "
+                "the store of leases answers",
+                pool,
+            )
+        self._run_on = run_on
         for pool, agreement in self._pools.items():
             proven = agreement.proven(now)
             if proven is not self._owned.get(pool, False):

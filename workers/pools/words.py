@@ -53,7 +53,8 @@ class Others:
     another node, is about to stop it: hold requests back. leaving: members, not all, that the owner, another node, is
     about to end: show them DRAINING. load: requests that wait and run at the other nodes. running: members that other
     nodes have READY. asleep: members that were put to sleep. stops: how often each member, from 0, was stopped or put
-    to sleep by whoever owned the pool.
+    to sleep by whoever owned the pool. over: of a pool that this node is no longer configured with: others go on with
+    it, or have ended its servers.
     """
 
     may_stop: bool = True
@@ -65,6 +66,7 @@ class Others:
     running: frozenset[int] = frozenset()
     asleep: frozenset[int] = frozenset()
     stops: tuple[int, ...] = ()
+    over: bool = False
 
 
 ALONE = Others()
