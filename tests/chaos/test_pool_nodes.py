@@ -17,6 +17,7 @@ from ..support.shared_pool import SharedPool, shared_pool
 KNOWN_S = 60.0
 """Within so long a node knows that there is no other one that is silent, and more."""
 IDLE_S = 3
+REMOVED = {"models": {"n": {"backends": [{"url": "http://127.0.0.1:9"}]}}}
 
 
 @contextmanager
@@ -132,6 +133,49 @@ def test_a_controller_that_is_killed_is_followed_by_one_that_goes_on() -> None:
         until_off(shared)
         assert len(shared.machines.stopped) == 1
         assert pool(owner)["phase"] == "off"
+
+
+@pytest.mark.slow
+def test_removed_from_one_it_is_the_others_and_removed_from_both_it_ends_once() -> None:
+    with shared_pool() as shared:
+        owner = owned(shared)
+        other = shared.other(owner)
+        assert ask(owner).status_code == 200
+        wait_phase(other, "ready")
+        owner.write(REMOVED)
+        owner.reload()
+        wait_until(lambda: owned(shared) is other, 30, "the other owns it")
+        wait_until(lambda: "pool_left pool=m" in owner.log(), KNOWN_S, "who stays is believed")
+        assert ask(other).status_code == 200
+        assert shared.machines.stopped == []
+        other.write(REMOVED)
+        other.reload()
+        wait_until(lambda: len(shared.machines.stopped) == 1, 30, "it is ended")
+        wait_until(lambda: "pool_ended pool=m" in other.log(), 30, "by the last")
+
+
+@pytest.mark.slow
+def test_removed_from_both_at_once_it_ends_once_though_the_store_is_away_first() -> None:
+    with shared_pool() as shared:
+        owned(shared)
+        assert ask(shared.gateways[0]).status_code == 200
+        wait_until(lambda: all(pool(one).get("phase") == "ready" for one in shared.gateways))
+        _for(32, lambda: True)  # until both know that there is nobody else
+        shared.redis.kill()
+        for one in shared.gateways:
+            one.write(REMOVED)
+            one.reload()
+        wait_until(
+            lambda: all("pool_runs_on pool=m" in one.log() for one in shared.gateways), 30, "it is said"
+        )
+        assert shared.machines.stopped == []
+        shared.redis.start()
+        wait_until(lambda: shared.machines.stopped, KNOWN_S + 30, "it is ended")
+        wait_until(lambda: any("pool_ended pool=m" in one.log() for one in shared.gateways), 30, "it is said")
+        wait_until(
+            lambda: any("pool_left pool=m" in one.log() for one in shared.gateways), 30, "the other knows"
+        )
+        assert len(shared.machines.stopped) == 1
 
 
 def _for(seconds: float, true: Callable[[], bool]) -> None:

@@ -177,21 +177,26 @@ async def test_with_redis_away_it_says_so_and_waits(
         for node in nodes.all:
             node.swap(REMOVED)
         await until(lambda: caplog.text.count("pool_runs_on pool=m") == 2)
+        for _ in range(10):
+            await asyncio.sleep(0.03)
         assert nodes.up
+        assert caplog.text.count("pool_runs_on pool=m") == 2, "once each"
+        await nodes.all.pop().end()
+        assert "the gateway stops before they could be ended" in caplog.text
         redis.start()
         await until(lambda: not nodes.up)
         assert nodes.said("stop") == 1
-        assert caplog.text.count("pool_runs_on pool=m") == 2, "once each"
 
 
 async def test_put_back_it_goes_on_and_removed_again_it_ends(redis: RedisServer, tmp_path: Path) -> None:
-    async with nodes_of(redis, tmp_path, SHORT) as nodes:
+    async with nodes_of(redis, tmp_path, replace(SHORT, silent_s=0.8)) as nodes:
         await nodes.serve()
-        for config in (REMOVED, nodes.config):
-            for node in nodes.all:
-                node.swap(config)
+        first, second = nodes.all
         for node in nodes.all:
-            await until(lambda node=node: (node.runner.report("m") or {}).get("phase") == "ready")
+            node.swap(REMOVED)
+        first.swap(nodes.config)
+        await until(lambda: (first.runner.report("m") or {}).get("phase") == "ready")
+        await until(lambda: nodes.seen_off(second))
         assert (nodes.up, nodes.said("stop")) == (True, 0)
         for config in (REMOVED, nodes.config, REMOVED):  # faster than anything is begun
             for node in nodes.all:

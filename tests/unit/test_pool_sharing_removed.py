@@ -1,6 +1,13 @@
 """A shared pool that is removed from the configuration, in the world of `sharing_world`: of some nodes, or of all."""
 
 import pytest
+from msgspec.structs import replace
+
+from penstock.cache.pool_table import PoolPhase
+from penstock.workers.pools.agreement import Agreement
+from penstock.workers.pools.lease import Lease, Seen, Word
+from penstock.workers.pools.nodes import Timing
+from penstock.workers.pools.words import Load, MemberPhase
 
 from .sharing_world import TIMING, Node, World
 
@@ -87,12 +94,62 @@ def test_a_node_that_is_killed_meanwhile_is_outlived(when: str) -> None:
         while killed.ending is None and other.ending is None:
             world.run(0.02)
         killed, other = (killed, other) if killed.ending is not None else (other, killed)
+    if when == "not told":
+        world.run(0.5)
     killed.configured = False
     killed.boot()
     killed.running = []
     world.run(SETTLE_S)
     assert world.receiver.up_at is None
     assert world.receiver.stops == 1
+
+
+def test_one_that_is_killed_in_the_midst_of_a_stream_is_outlived() -> None:
+    world = awake(4, nodes=2)
+    first, second = world.nodes
+    second.running.append(world.now + 60.0)
+    for node in world.nodes:
+        node.leave()
+    world.run(3 * TIMING.silent_s)
+    assert world.receiver.up_at is not None
+    second.running = []
+    second.boot()
+    world.run(SETTLE_S)
+    assert world.ended == [first.name]
+    assert world.receiver.up_at is None
+
+
+def leaving(word: Word | None = None) -> Agreement:
+    """Of a node that leaves, owns the pool, drains it, and has heard these words of another one for long."""
+    agreement = Agreement("m", "a.1", lambda: "e", Timing(), 0.0)
+    lease = Lease(era="e", owner="a.1", fence=5, beat=1, lease_ms=6000, drain=2, members=(0,), whole=True)
+    agreement.leave(0.0)
+    agreement.tell(Load(), PoolPhase.DRAINING, [MemberPhase.DRAINING], 0.0)
+    for at in range(40):
+        agreement.told(float(at))
+        said = {} if word is None else {"b": replace(word, beat=at)}
+        agreement.heard("a", Seen(lease, "v1", swapped=True, words=said), float(at), float(at))
+    return agreement
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "stays"])
+def test_that_another_one_holds_back_is_no_leave_to_end_what_it_has(leaves: bool) -> None:
+    agreement = leaving(Word("b.1", drained=(5, 2), leaves=leaves))
+    assert not agreement.others(39.0).drained
+    assert agreement.confirming(agreement.order("stop", 0, ()), 39.0) is None
+    alone = leaving()
+    assert alone.others(39.0).drained
+    assert alone.confirming(alone.order("stop", 0, ()), 39.0) is not None
+
+
+def test_put_back_it_drains_nothing_until_it_is_told_what_there_is() -> None:
+    agreement = leaving()
+    assert agreement.told(39.0).word.left
+    agreement.stay()
+    told = agreement.told(39.0)
+    assert told.lease is not None
+    assert (told.lease.members, told.lease.whole) == ((), False)
+    assert (told.word.left, told.word.leaves, told.word.busy) == (False, False, True)
 
 
 def test_put_back_while_it_is_seen_off_it_goes_on() -> None:
@@ -139,8 +196,9 @@ def test_with_the_store_away_nobody_ends_it_until_it_is_back() -> None:
 def test_removed_again_after_it_was_put_back_it_is_ended_again() -> None:
     world = awake(8)
     for expected in (1, 2):
-        for node in world.nodes:
+        for node in sorted(world.nodes, key=lambda node: node.agreement.proven(world.now)):
             node.leave()
+            world.run(0.5)
         world.run(SETTLE_S)
         assert (world.receiver.stops, len(world.ended)) == (expected, expected)
         for node in world.nodes:
