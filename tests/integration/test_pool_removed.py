@@ -160,7 +160,7 @@ async def test_removed_from_one_the_other_goes_on_and_owns_it(
         leaver.swap(REMOVED)
         await until(lambda: owns(other))
         await until(lambda: "pool_left pool=m" in caplog.text)
-        assert nodes.seen_off(leaver)
+        await until(lambda: nodes.seen_off(leaver))
         assert other.world.phase() is PoolPhase.READY
         assert (nodes.up, nodes.said("stop")) == (True, 0)
         shared = other.runner._shared

@@ -21,6 +21,7 @@ class Scripted(Provider):
     def __init__(self, fault: Exception | None) -> None:
         super().__init__()
         self.fault = fault
+        self.stopped: list[int] = []
 
     async def ensure_ready(self, member: int, order: Order, timeout_s: float) -> Running:
         if self.fault is not None:
@@ -28,13 +29,24 @@ class Scripted(Provider):
         return Running("http://127.0.0.1:1", order.gpus)
 
     async def ensure_stopped(self, member: int, order: Order, timeout_s: float) -> None:
-        """It is."""
+        self.stopped.append(member)
+        if self.fault is not None:
+            raise self.fault
 
     async def status(self) -> Mapping[int, Running]:
         return {}
 
     async def close(self) -> None:
         """Nothing to close."""
+
+
+class Asked(Alone):
+    """Other nodes agree to stops, or do not."""
+
+    agree = True
+
+    async def confirm(self, pool: str, order: Order) -> bool:
+        return self.agree
 
 
 class Ground:
@@ -50,9 +62,9 @@ class Ground:
 def hand_of(fault: Exception | None, *, places: bool) -> tuple[Hand, asyncio.Queue[Event]]:
     told: asyncio.Queue[Event] = asyncio.Queue()
     ground: Any = Ground(places)
-    pool = ProcessPool(command=("serve",))
-    alone = Alone("t", lambda: 0)
-    return Hand("m", pool, Scripted(fault), ground, alone, told.put_nowait, lambda member: []), told
+    pool = ProcessPool(command=("serve",), max=2)
+    asked = Asked("t", lambda: 0)
+    return Hand("m", pool, Scripted(fault), ground, asked, told.put_nowait, lambda member: []), told
 
 
 @pytest.mark.parametrize("found", [False, True], ids=["started", "found"])
@@ -77,3 +89,24 @@ async def test_a_server_that_was_found_and_cannot_be_published_has_no_gpu():
     hand.take_over(0, Running("http://127.0.0.1:1", (3,)), starting=False)
     await hand.idle()
     assert hand.running == {}
+
+
+@pytest.mark.parametrize("why", ["others", "provider", "nothing"])
+async def test_all_have_ended_when_each_stop_was_agreed_on_and_done(
+    why: str, monkeypatch: pytest.MonkeyPatch
+):
+    hand, _ = hand_of(ProviderFault("no") if why == "provider" else None, places=True)
+    monkeypatch.setattr(Asked, "agree", why != "others")
+    hand.running[0] = Running("http://127.0.0.1:1", (3,))
+    assert await hand.stop_all() is (why == "nothing")
+    assert (0 in hand.running) is (why != "nothing")
+
+
+@pytest.mark.parametrize("local", [True, False])
+async def test_of_servers_that_are_not_this_nodes_own_all_are_ended_also_those_that_nobody_sees(local: bool):
+    hand, _ = hand_of(None, places=True)
+    provider = hand.provider
+    assert isinstance(provider, Scripted)
+    provider.local = local
+    assert await hand.stop_all()
+    assert sorted(provider.stopped) == ([] if local else [0, 1])
