@@ -25,6 +25,7 @@ from penstock.gateway.metrics import Metrics
 from penstock.workers import store
 from penstock.workers.backend_scrape import BackendScrape
 from penstock.workers.board import Board
+from penstock.workers.pools import farewell
 from penstock.workers.pools.ground import Ground
 from penstock.workers.pools.ownership import Alone
 from penstock.workers.pools.providers.base import Order, Provider, ProviderFault, Running
@@ -467,6 +468,49 @@ async def test_a_pool_that_comes_back_while_it_is_seen_off_keeps_its_server(
     for _ in range(10):
         await asyncio.sleep(0.03)
     assert [what for what, *_ in world.did] == ["ready"]
+    await controller.end()
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["it stays", "it goes"])
+async def test_a_pool_that_comes_and_goes_at_once_is_kept_or_seen_off_by_one_keeper(
+    world: World, tmp_path: Path, stays: bool
+) -> None:
+    config = world.config(idle_timeout_s=100)
+    controller = world.begin(config, tmp_path)
+    world.worker.add_waiting(0, 1)
+    world.ends.put_nowait(Running(world.server))
+    await until(lambda: world.phase() is PoolPhase.READY)
+    world.worker.add_waiting(0, -1)
+    row = controller.row
+    world.worker.add(row, 1)
+    removed = Config(models={})
+    for one in (removed, config, removed, *([config] if stays else [])):
+        controller.swap(one)
+    for _ in range(10):
+        await asyncio.sleep(0.03)
+    assert list(world.runs) == [0], "something is in flight"
+    world.worker.add(row, -1)
+    if stays:
+        await until(lambda: (controller.runner.report("m") or {}).get("phase") == "ready")
+    else:
+        await until(lambda: not world.runs)
+    await controller.end()
+    assert bool(world.runs) is stays
+    assert all(one.closed for one in world.made)
+
+
+async def test_a_server_of_a_removed_pool_that_does_not_end_is_told_again(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(farewell, "AGAIN_S", 0.02)
+    controller = world.begin(world.config(idle_timeout_s=100), tmp_path)
+    world.worker.add_waiting(0, 1)
+    world.ends.put_nowait(Running(world.server))
+    await until(lambda: world.phase() is PoolPhase.READY)
+    world.stop_fails += [ProviderFault("not now"), ProviderFault("not now")]
+    controller.swap(Config(models={}))
+    await until(lambda: not world.runs)
+    assert [what for what, *_ in world.did] == ["ready", "stopped", "stopped", "stopped"]
     await controller.end()
 
 
