@@ -142,6 +142,17 @@ def test_that_another_one_holds_back_is_no_leave_to_end_what_it_has(leaves: bool
     assert alone.confirming(alone.order("stop", 0, ()), 39.0) is not None
 
 
+def test_who_leaves_has_left_only_when_it_has_said_that_nothing_is_in_flight() -> None:
+    agreement = Agreement("m", "a.1", lambda: "e", Timing(), 0.0)
+    agreement.tell(Load(), PoolPhase.READY, [MemberPhase.READY], 0.0)
+    agreement.heard("a", Seen(), 0.0, 0.0)
+    agreement.leave(1.0)
+    word = agreement.told(1.0).word
+    assert (word.leaves, word.left, word.busy) == (True, False, True), "workers may not know it yet"
+    agreement.tell(Load(), PoolPhase.DRAINING, [MemberPhase.DRAINING], 1.2)
+    assert agreement.told(1.2).word.left
+
+
 def test_put_back_it_drains_nothing_until_it_is_told_what_there_is() -> None:
     agreement = leaving()
     assert agreement.told(39.0).word.left
