@@ -9,7 +9,7 @@ from .test_loadtests import SCALES
 
 #: Two minutes each, at most 2,000 requests a second: so much carries k6 beside the gateways on two cores.
 MINUTES = {
-    "baseline": (1.0, 0.051),
+    "baseline": (1.0, 0.067),  # without its climb, which ends where it ends
     "sustained": (0.1, 0.0085),
     "spike": (0.1, 0.034),
     "soak": (0.2, 0.0014),
@@ -36,7 +36,7 @@ def test_a_scenario_meets_its_slos_behind_haproxy_for_two_minutes(tmp_path, name
     print(said)
     assert status == 0, said
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["figures"]["seconds"] >= 100  # a climb may be given up before its end
+    assert report["figures"]["seconds"] >= 119
     if tool == "k6":
         assert report["figures"]["dropped"] == 0
         assert report["figures"]["more"]["vus_max"] <= 600
