@@ -39,7 +39,7 @@ def test_a_scenario_meets_its_slos_behind_haproxy_for_two_minutes(tmp_path, name
     assert report["figures"]["seconds"] >= 119
     if tool == "k6":
         assert report["figures"]["dropped"] == 0
-        assert report["figures"]["more"]["vus_max"] <= 600
+        assert report["figures"]["more"]["vus_max"] <= 650  # baseline's, for both of its phases
 
 
 def test_each_scenario_has_its_two_minutes():
