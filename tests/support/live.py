@@ -73,8 +73,14 @@ def everywhere(number: int, *gates: Gateway, workers: int = 2) -> None:
     """Wait until this version is in force in every worker of each."""
     for gate in gates:
         wait_until(lambda gate=gate: version(gate) == str(number), what=f"version {number}")  # type: ignore[misc]
-        line = f"configuration_loaded generation={told(gate)['generation']}\n"
-        wait_until(lambda gate=gate, line=line: gate.log().count(line) == workers, what="every worker")  # type: ignore[misc]
+        # a worker may go on to the next generation at once
+        wait_until(lambda gate=gate: _loaded(gate) == workers, what="every worker")  # type: ignore[misc]
+
+
+def _loaded(gate: Gateway) -> int:
+    """How many workers have said that they have the generation that is in force."""
+    line = f"configuration_loaded generation={told(gate)['generation']}\n"
+    return gate.log().count(line)
 
 
 def raw(redis: RedisServer, text: str, number: int, *, bell: bool = True) -> None:
