@@ -22,7 +22,7 @@ from penstock.gateway.rsgi import App
 from penstock.gateway.upstream.pool import Pool
 from penstock.gateway.worker import Worker
 
-from .material import CHAT, MODEL, chat
+from .material import MODEL, chat, scope_of
 
 _URL = "http://127.0.0.1:1"
 _CONFIG = f"models: {{{MODEL}: {{backends: [{{url: {_URL!r}}}]}}}}"
@@ -90,24 +90,7 @@ async def app(tmp_path: Path) -> AsyncIterator[App]:
 @pytest.mark.parametrize("temperature", [0, 0.7], ids=["with_a_key", "with_a_veto"])
 async def test_request_without_its_sockets(benchmark: BenchmarkFixture, app: App, temperature: float) -> None:
     body = chat(2, temperature=temperature).body
-    headers = {
-        "host": "penstock",
-        "content-type": "application/json",
-        "content-length": str(len(body)),
-        "user-agent": "bench",
-        "authorization": "Bearer x",
-    }
-    scope = SimpleNamespace(
-        proto="http",
-        http_version="1.1",
-        method="POST",
-        path=CHAT.path,
-        query_string="",
-        authority=None,
-        headers=headers,
-        client="127.0.0.1:9",
-        server="127.0.0.1:8",
-    )
+    scope = scope_of(body)
     proto = _Proto(body)
 
     def request() -> None:

@@ -7,7 +7,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -23,7 +22,7 @@ from penstock.gateway.upstream.pool import Pool
 from penstock.gateway.worker import Worker
 
 from .bench_request import _URL, _Pool, _Proto
-from .material import CHAT, MODEL, chat
+from .material import MODEL, chat, scope_of
 
 HITS = 3
 SUBJECTS = {
@@ -66,25 +65,7 @@ async def app(
 @pytest.mark.parametrize("app", SUBJECTS, indirect=True)
 async def test_hits_and_the_end_of_their_turn(benchmark: BenchmarkFixture, app: App) -> None:
     body = chat(2, temperature=0).body
-    headers = {
-        "host": "penstock",
-        "content-type": "application/json",
-        "content-length": str(len(body)),
-        "user-agent": "bench",
-        "authorization": "Bearer x",
-    }
-    scope = SimpleNamespace(
-        proto="http",
-        http_version="1.1",
-        method="POST",
-        scheme="http",
-        path=CHAT.path,
-        query_string="",
-        authority=None,
-        headers=headers,
-        client="127.0.0.1:9",
-        server="127.0.0.1:8",
-    )
+    scope = scope_of(body)
     proto = _Proto(body)
     await app.__rsgi__(scope, proto)
     app.worker.turn.finish()  # it is kept

@@ -1,6 +1,7 @@
 """What the steps are fed with: requests as clients send them, and a fleet as large as a node may have."""
 
 import json
+from types import SimpleNamespace
 
 from penstock.cache.rows import Tally, TallyRow
 from penstock.cache.segment import Segment
@@ -24,6 +25,29 @@ def chat(turns: int, **more: object) -> RawRequest:
     )
     path = CHAT.path
     return RawRequest("POST", path, "", "accept: */*\r\n", "application/json", "r-1", body.encode())
+
+
+def scope_of(body: bytes) -> SimpleNamespace:
+    """What the server host says of a request with this body."""
+    headers = {
+        "host": "penstock",
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "user-agent": "bench",
+        "authorization": "Bearer x",
+    }
+    return SimpleNamespace(
+        proto="http",
+        http_version="1.1",
+        method="POST",
+        scheme="http",
+        path=CHAT.path,
+        query_string="",
+        authority=None,
+        headers=headers,
+        client="127.0.0.1:9",
+        server="127.0.0.1:8",
+    )
 
 
 def rows(segment: Segment) -> tuple[TallyRow, Tally]:
