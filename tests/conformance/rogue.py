@@ -80,22 +80,23 @@ class Rogue:
                 self._open.discard(sock)
 
     def _answer(self, sock: socket.socket) -> bool:
-        """Plays the script; whether the connection may serve another request."""
+        """Plays the script of the moment it was asked; whether the connection may serve another request."""
+        script, then = self.script, self.then
         try:
-            for piece in self.script:
+            for piece in script:
                 sock.sendall(piece)
                 _until_read(sock)
         except OSError:
             self.gone.set()
             raise
-        if self.then is Then.HANG:
+        if then is Then.HANG:
             while sock.recv(4096):
                 continue
             self.gone.set()
             return False
-        if self.then is Then.RESET:
+        if then is Then.RESET:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        return self.then is Then.KEEP
+        return then is Then.KEEP
 
 
 def _read_request(sock: socket.socket) -> bytes:

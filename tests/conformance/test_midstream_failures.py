@@ -22,7 +22,7 @@ from ..support.nghttpx import needs_nghttpx, nghttpx
 from ..support.procs import wait_until
 from ..support.sim import Simulator, simulator
 from .bodies import GENERATING, chat, completion, message, response
-from .rogue import Then, chunk, rogue, stream_head
+from .rogue import Rogue, Then, chunk, rogue, stream_head
 from .target import Target
 
 FAULTS: dict[str, tuple[dict[str, Any], int]] = {
@@ -308,27 +308,50 @@ LOOKALIKES: dict[str, tuple[str, tuple[bytes, ...]]] = {
 """Streams that end cleanly as HTTP goes, without their dialect's end."""
 
 
-@pytest.mark.usefixtures("simulated")
+class Stage:
+    """A gateway before one rogue backend, which plays what each test has it play."""
+
+    def __init__(self, gateway: Gateway, backend: Rogue) -> None:
+        self.gateway = gateway
+        self.backend = backend
+
+    def plays(self, *pieces: bytes, then: Then = Then.KEEP) -> None:
+        self.backend.script, self.backend.then = [stream_head(), *pieces], then
+        self.backend.gone.clear()
+
+    def ask(self, path: str) -> bytes:
+        """The body that a client gets."""
+        asked = GENERATING[path]("m", stream=True)
+        return httpx.post(self.gateway.url + path, json=asked, trust_env=False).content
+
+    def count(self, status: int) -> float:
+        return self.gateway.metric("penstock_requests_total", model="m", status=str(status))
+
+
+@pytest.fixture(scope="module")
+def stage(simulated: None) -> Iterator[Stage]:
+    config = {"health": {"interval_s": 60, "fall": 100}}
+    with rogue() as backend, gateway(one_model(backend.url) | config) as running:
+        yield Stage(running, backend)
+
+
 @pytest.mark.parametrize("what", LOOKALIKES)
-def test_what_only_looks_like_the_end_is_a_failure(what: str) -> None:
+def test_what_only_looks_like_the_end_is_a_failure(stage: Stage, what: str) -> None:
     path, pieces = LOOKALIKES[what]
-    script = (stream_head(), *[chunk(piece) for piece in pieces], chunk(b""))
-    with rogue(*script) as backend, gateway(one_model(backend.url)) as running:
-        answer = httpx.post(running.url + path, json=GENERATING[path]("m", stream=True), trust_env=False)
-        assert answer.content.startswith(b"".join(pieces))
-        added = answer.content[len(b"".join(pieces)) :]
-        assert b'"error"' in added, "a silent end"
-        # a frame must begin on a line of its own, or no parser finds it
-        assert (b"".join(pieces) + added).split(b'"error"')[0].count(b"\n\n") > len(pieces) - 1
-        name, data = _events(answer.content)[-1]
-        assert data["error"]["status"] == 502
-        assert name == ("" if path == "/v1/chat/completions" else "error")
-        wait_until(
-            lambda: running.metric("penstock_requests_total", model="m", status="502") == 1, 10, "the count"
-        )
+    stage.plays(*[chunk(piece) for piece in pieces], chunk(b""))
+    before = stage.count(502)
+    answer = stage.ask(path)
+    assert answer.startswith(b"".join(pieces))
+    added = answer[len(b"".join(pieces)) :]
+    assert b'"error"' in added, "a silent end"
+    # a frame must begin on a line of its own, or no parser finds it
+    assert (b"".join(pieces) + added).split(b'"error"')[0].count(b"\n\n") > len(pieces) - 1
+    name, data = _events(answer)[-1]
+    assert data["error"]["status"] == 502
+    assert name == ("" if path == "/v1/chat/completions" else "error")
+    wait_until(lambda: stage.count(502) == before + 1, 10, "the count")
 
 
-@pytest.mark.usefixtures("simulated")
 @pytest.mark.parametrize(
     ("path", "pieces"),
     [
@@ -347,43 +370,30 @@ def test_what_only_looks_like_the_end_is_a_failure(what: str) -> None:
     ],
     ids=["in pieces", "with CRLF", "in one piece", "messages in pieces", "messages with CRLF", "responses"],
 )
-def test_a_whole_stream_is_whole_however_it_is_cut(path: str, pieces: tuple[bytes, ...]) -> None:
-    script = (stream_head(), *[chunk(piece) for piece in pieces], chunk(b""))
-    with rogue(*script) as backend, gateway(one_model(backend.url)) as running:
-        answer = httpx.post(running.url + path, json=GENERATING[path]("m", stream=True), trust_env=False)
-        assert answer.content == b"".join(pieces)
-        wait_until(
-            lambda: running.metric("penstock_requests_total", model="m", status="200") == 1, 10, "the count"
-        )
+def test_a_whole_stream_is_whole_however_it_is_cut(
+    stage: Stage, path: str, pieces: tuple[bytes, ...]
+) -> None:
+    stage.plays(*[chunk(piece) for piece in pieces], chunk(b""))
+    before = stage.count(200)
+    assert stage.ask(path) == b"".join(pieces)
+    wait_until(lambda: stage.count(200) == before + 1, 10, "the count")
 
 
-@pytest.mark.usefixtures("simulated")
-def test_an_error_frame_that_arrives_in_two_reads_is_counted_as_an_error() -> None:
+def test_an_error_frame_that_arrives_in_two_reads_is_counted_as_an_error(stage: Stage) -> None:
     frame = b'data: {"error":{"message":"EngineCore died","type":"InternalServerError","param":null,"code":500}}\n\n'
     pieces = (FIRST, frame[:9], frame[9:], b"data: [DONE]\n\n")
-    script = (stream_head(), *[chunk(piece) for piece in pieces], chunk(b""))
-    with rogue(*script) as backend, gateway(one_model(backend.url)) as running:
-        answer = httpx.post(
-            running.url + "/v1/chat/completions", json=chat("m", stream=True), trust_env=False
-        )
-        assert answer.content == b"".join(pieces)
-        wait_until(
-            lambda: running.metric("penstock_requests_total", model="m", status="500") == 1, 10, "the count"
-        )
+    stage.plays(*[chunk(piece) for piece in pieces], chunk(b""))
+    assert stage.ask("/v1/chat/completions") == b"".join(pieces)
+    wait_until(lambda: stage.count(500) == 1, 10, "the count")
 
 
-@pytest.mark.usefixtures("simulated")
 @pytest.mark.parametrize("ending", [b"zz\r\n", b"5\r\nhelloXX", b"ffffffffffffffffff\r\n"], ids=repr)
 @pytest.mark.parametrize("path", GENERATING)
-def test_a_garbage_chunk_ends_the_stream_with_an_error_frame(path: str, ending: bytes) -> None:
+def test_a_garbage_chunk_ends_the_stream_with_an_error_frame(stage: Stage, path: str, ending: bytes) -> None:
     first = NAMED if path in ("/v1/messages", "/v1/responses") else FIRST
-    with (
-        rogue(stream_head(), chunk(first), ending, then=Then.HANG) as backend,
-        gateway(one_model(backend.url)) as running,
-    ):
-        answer = httpx.post(running.url + path, json=GENERATING[path]("m", stream=True), trust_env=False)
-        assert _events(answer.content)[-1][1]["error"]["status"] == 502
-        assert backend.gone.wait(10)
+    stage.plays(chunk(first), ending, then=Then.HANG)
+    assert _events(stage.ask(path))[-1][1]["error"]["status"] == 502
+    assert stage.backend.gone.wait(10)
 
 
 @pytest.mark.protocols("http1", "http2")

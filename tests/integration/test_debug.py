@@ -55,7 +55,10 @@ def load(gate, tmp_path):
     script.write_text(
         f"wrk.method='POST'\nwrk.headers['content-type']='application/json'\nwrk.body=[[{body}]]\n"
     )
-    wrk = subprocess.Popen(["wrk", "-t1", "-c4", "-d30s", "-s", str(script), url], stdout=subprocess.DEVNULL)
+    before = gate.metric("penstock_requests_total", cache="HIT-L1")
+    # of sixteen connections each worker has some
+    wrk = subprocess.Popen(["wrk", "-t1", "-c16", "-d30s", "-s", str(script), url], stdout=subprocess.DEVNULL)
+    wait_until(lambda: gate.metric("penstock_requests_total", cache="HIT-L1") > before + 50, 10, "its load")
     yield
     wrk.kill()
     wrk.wait()
