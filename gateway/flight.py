@@ -112,7 +112,7 @@ class Flight:
         return member
 
     def lead(self) -> Member:
-        """The leader's own place, for its own client; the same at each call."""
+        """The leader's own place, for its own client; the same at each call until it is left."""
         if self._leader is None:
             self._leader = self.join()
         return self._leader
@@ -276,6 +276,8 @@ class Flight:
         if member not in self._members:
             return
         del self._members[member]
+        if member is self._leader:
+            self._leader = None  # they refer to each other: the collector would have to come by
         self._paused -= member.paused
         self._aside -= not member.attached
         if not self._kept or self.ended:
