@@ -153,24 +153,24 @@ class Answering:
         A long stream is counted until its client has it; raises :class:`Fault` 429 when the node holds too much.
         """
         life.status = record.status
-        if record.cuts:
+        if not record.cuts:
+            out.respond(record.status, fields, record.body)
+        elif len(record.body) > PAUSE_ABOVE_BYTES:
             return self._again(dialect, record, fields, out, life)
-        out.respond(record.status, fields, record.body)
+        else:  # the server host's at once: no relay would pause before that
+            out.stream(record.status, fields).send_all(list(record.pieces()))
         return None
 
     async def _again(
         self, dialect: Dialect, record: Record, fields: list[tuple[str, str]], out: Out, life: Life
     ) -> None:
-        size = len(record.body)
-        # a shorter one is the server host's at once: no relay pauses before that
-        held = self._buffers.hold(size) if size > PAUSE_ABOVE_BYTES else 0
+        held = self._buffers.hold(len(record.body))
         gathered = Gathered(record.pieces())
         try:
             await self.stream(dialect, gathered, record.status, fields, out, life, kept=True)
         finally:
             gathered.abort()
-            if held:
-                self._buffers.release(held)
+            self._buffers.release(held)
 
     def account(self, call: Call) -> Answer:
         """The account of an answer that is to be gathered."""

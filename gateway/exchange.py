@@ -8,6 +8,7 @@ has waited a little (:mod:`penstock.gateway.watch`).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from time import perf_counter_ns
 from typing import Any
 from urllib.parse import quote
@@ -133,6 +134,15 @@ class Exchange(Life):
             raise ClientGone from None
         if self._usage is not None:
             self._usage.feed(data)
+
+    def send_all(self, pieces: Sequence[bytes]) -> None:
+        """As in ``StreamOut``."""
+        send = self.transport.send_bytes
+        try:
+            for data in pieces:
+                send(data)
+        except ProtocolClosed:
+            raise ClientGone from None
 
     def acked(self) -> tuple[int, int] | None:
         """What the client's kernel has acknowledged of this connection, and what is still queued for it."""

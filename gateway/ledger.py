@@ -42,6 +42,7 @@ class Counted(Protocol):
     far_ns: int
     body_ns: int
     told: bytes | bytearray
+    tokens: tuple[int, int] | None
     meter: StreamMeter | None
 
 
@@ -123,6 +124,7 @@ class Ledger:
         else:
             tokens = usage_of(one.told) if one.told else None
         if tokens is not None:
+            one.tokens = tokens
             counters = self._tokens.get(one.model)
             if counters is None:
                 prompt, completion = (

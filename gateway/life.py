@@ -32,6 +32,8 @@ class Life:
     body_ns = 0
     #: a backend's whole answer, of which the tokens are still to be counted
     told: bytes | bytearray = b""
+    #: what it has cost of prompt and completion, once it is counted
+    tokens: tuple[int, int] | None = None
     #: of a stream that comes from a backend
     meter: StreamMeter | None = None
     #: since when it waits for a pool that is not ready, by itself or behind who asks for it (s, the worker's clock);

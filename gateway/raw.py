@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -46,6 +47,9 @@ class StreamOut(Protocol):
     """The body of a response that has begun. ``send`` never waits; it raises :class:`ClientGone`."""
 
     def send(self, data: bytes) -> None: ...
+
+    def send_all(self, pieces: Sequence[bytes]) -> None:
+        """As ``send`` of each, for the whole of an answer that cost nobody anything."""
 
     def acked(self) -> tuple[int, int] | None:
         """(bytes of this connection the client's kernel has acknowledged, bytes still queued), if known."""

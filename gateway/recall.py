@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from operator import sub
 from time import monotonic_ns
 
 from ..cache.digest import Key
@@ -153,9 +154,7 @@ class Recall:
             return False
         else:
             ends = cuts if cuts and cuts[-1] == len(body) else [*cuts, len(body)]
-            parts = cut(
-                head, bytes(body), [end - start for start, end in zip([0, *ends], ends, strict=False)]
-            )
+            parts = cut(head, bytes(body), list(map(sub, ends, [0, *ends])))
         if sum(map(len, parts)) > self.max_entry:
             return False
         self.tiers.fill(

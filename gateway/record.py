@@ -41,9 +41,9 @@ class Record:
 
     def pieces(self) -> Iterator[bytes]:
         """The body cut as its server had cut it; each piece is cut when it is wanted."""
-        at = 0
+        body, at = self.body, 0
         for length in self.cuts:
-            yield self.body[at : at + length]
+            yield body[at : at + length]
             at += length
 
 

@@ -40,28 +40,26 @@ class OpenAI:
 
     def may_keep_stream(self, body: bytes, choices: int) -> bool:
         """``[DONE]`` after a ``finish_reason`` for every choice, and no error frame."""
+        data = [line[5:] for line in body.splitlines() if line.startswith(b"data:")]
+        if not data or data.pop().strip() != b"[DONE]":
+            return False
+        try:
+            chunks = _chunks(b"\n".join(data))
+        except msgspec.DecodeError:  # one before the end is no JSON either
+            return False
+        if len(chunks) < len(data):  # some are empty
+            return False
         finished: dict[int, bool] = {}
-        done = False
-        for line in body.splitlines():
-            if not line.startswith(b"data:"):
-                continue
-            data = line[5:].strip()
-            if done:
-                return False
-            if data == b"[DONE]":
-                done = True
-                continue
-            try:
-                chunk = _chunk(data)
-            except msgspec.DecodeError:
-                return False
+        for chunk in chunks:
             if chunk.error is not None:
                 return False
             for choice in chunk.choices or ():
-                if choice.finish_reason in _UNFINISHED:
-                    return False
-                finished[choice.index] = finished.get(choice.index, False) or choice.finish_reason is not None
-        return done and len(finished) >= choices and all(finished.values())
+                reason = choice.finish_reason
+                if reason is not None or choice.index not in finished:
+                    if reason in _UNFINISHED:
+                        return False
+                    finished[choice.index] = reason is not None
+        return len(finished) >= choices and all(finished.values())
 
     def may_keep_whole(self, body: bytes | bytearray) -> bool:
         """None that was broken off by the server (vLLM's ``finish_reason`` "abort" and "error")."""
@@ -74,7 +72,7 @@ class OpenAI:
         return True
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     index: int = 0
     finish_reason: str | None = None
 
@@ -84,7 +82,7 @@ class _Chunk(msgspec.Struct):
     error: Any = None
 
 
-_chunk = msgspec.json.Decoder(_Chunk).decode
+_chunks = msgspec.json.Decoder(_Chunk).decode_lines
 
 #: What vLLM says of a request that it gave up, not the model (vllm/v1/engine, FinishReason).
 _UNFINISHED = frozenset({"abort", "error"})

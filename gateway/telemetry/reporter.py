@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from ...cache.outcome import Outcome
 from ..config import Access, Config, Telemetry
-from ..limits.usage import usage_of
 from ..metrics import ACCESS_LOST, SPANS_LOST, Metrics
 from .access_log import AccessLog, Line
 from .tracing import Tracing, Trip
@@ -69,12 +68,11 @@ class Reporter:
             if not written and not traced:
                 continue
             ended = started + total if started else now
-            tokens = _tokens(told) if told.cache in _ASKED else None
             if written:
-                lines.append(_line(told, path, time, ended, tokens))
+                lines.append(_line(told, path, time, ended))
             if traced:
                 assert tracing is not None
-                tracing.put(_trip(told, endpoint, path, wall_ns - now, ended, tokens))
+                tracing.put(_trip(told, endpoint, path, wall_ns - now, ended))
         if lines:
             assert access is not None
             access.put(lines)
@@ -127,14 +125,7 @@ class _Clock:
         return f"{self._text}.{rest // 1000:06d}Z"
 
 
-def _tokens(told: Told) -> tuple[int, int] | None:
-    """What the answer has cost, if it says so."""
-    if told.meter is not None:
-        return told.meter.tokens()
-    return usage_of(told.told) if told.told else None
-
-
-def _line(told: Told, path: str, time: str, ended: int, tokens: tuple[int, int] | None) -> Line:
+def _line(told: Told, path: str, time: str, ended: int) -> Line:
     began = int(told.began_s * 1e9)
     scope, raw = told.scope, told.raw
     line = Line(
@@ -172,8 +163,8 @@ def _line(told: Told, path: str, time: str, ended: int, tokens: tuple[int, int] 
         line.redis_ms = told.far_ns / _MS
     if told.body_ns:
         line.body_ms = told.body_ns / _MS
-    if tokens is not None:
-        line.prompt_tokens, line.completion_tokens = tokens
+    if told.tokens is not None:
+        line.prompt_tokens, line.completion_tokens = told.tokens
     return line
 
 
@@ -186,9 +177,7 @@ def _answered_by(told: Told) -> tuple[str, int, str]:
     return backend, int(attempts), fields.get("x-penstock-fallback", "")
 
 
-def _trip(
-    told: Told, endpoint: Endpoint | None, path: str, wall_ns: int, ended: int, tokens: tuple[int, int] | None
-) -> Trip:
+def _trip(told: Told, endpoint: Endpoint | None, path: str, wall_ns: int, ended: int) -> Trip:
     scope, caller, raw = told.scope, told.caller, told.raw
     return Trip(
         told.trace_id,
@@ -224,6 +213,6 @@ def _trip(
             "http.response.body.size": told.sent_bytes,
         },
         told.beginning or bytes(told.told[:2048]),
-        tokens,
+        told.tokens,
         told.attempts,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,13 @@ class Told(Exchange):
         if self.span_id and not self.sent_bytes:
             self.beginning = data[:_BEGINNING_BYTES]
         self.sent_bytes += len(data)
+
+    def send_all(self, pieces: Sequence[bytes]) -> None:
+        """As in the base."""
+        Exchange.send_all(self, pieces)
+        if self.span_id and not self.sent_bytes:
+            self.beginning = b"".join(pieces)[:_BEGINNING_BYTES]
+        self.sent_bytes += sum(map(len, pieces))
 
     # ---- upstream calls
 
