@@ -14,9 +14,10 @@ const p95 = positive("P95_MS", 5);
 const rateScale = positive("RATE", 1);
 const timeScale = positive("TIME", 1);
 const LAPS = 100000;
-// A virtual user is busy for as long as an answer takes: enough of them for 125 ms, above 4,000/s for 25 ms. More would
-// cost: each is a JavaScript runtime of its own, through which k6's collector goes.
-const virtualUsers = (rate) => Math.ceil(Math.max(20, Math.min(rate / 8, 500), rate / 40));
+// A virtual user is busy for as long as an answer takes: enough of them for 250 ms up to 1,000/s, for 125 ms up to 4,000/s,
+// for 25 ms above. More would cost: each is a JavaScript runtime of its own, through which k6's collector goes.
+const virtualUsers = (rate) =>
+  Math.ceil(Math.max(20, Math.min(rate / 4, 250), Math.min(rate / 8, 500), rate / 40));
 
 if (!/^http:\/\/(127\.\d+\.\d+\.\d+|localhost|\[::1\])(:\d+)?$/.test(target)) {
   throw new Error(`TARGET=${target}: a load stays on this machine: http://127.0.0.1:PORT`);
