@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Any
@@ -33,8 +34,9 @@ _PROBED = frozenset({0, int(PoolPhase.READY), int(PoolPhase.DRAINING)})
 """States of a backend that is asked how it is; 0: of no pool."""
 
 
+@cache
 def package_version() -> str:
-    """Penstock's version, as installed."""
+    """Penstock's version, as it was installed when first asked."""
     try:
         return version("penstock")
     except PackageNotFoundError:
