@@ -9,6 +9,7 @@ import pytest
 from penstock.loadtests.bench import __main__ as bench
 from penstock.loadtests.bench.rig import steady
 from penstock.loadtests.bench.scenarios import slo
+from penstock.loadtests.bench.scenarios.objectives import OBJECTIVES
 
 pytestmark = [
     pytest.mark.soak,
@@ -18,7 +19,7 @@ pytestmark = [
 
 
 def test_generator_gateway_and_access_log_tell_of_the_same_requests(tmp_path, monkeypatch):
-    for name, value in {"RATE": 600, "_CONNECTIONS": 200, "_STEP": 200, "_MOST": 800, "_STEP_S": 1.0}.items():
+    for name, value in {"RATE": 600, "CONNECTIONS": 200, "_STEP": 200, "_MOST": 800, "_STEP_S": 1.0}.items():
         monkeypatch.setattr(slo, name, value)
     monkeypatch.setattr(steady, "late", lambda *_: "")
     monkeypatch.setattr(sys, "argv", ["bench", "--only", "slo", "--rounds", "1", "--seconds", "2"])
@@ -33,4 +34,4 @@ def test_generator_gateway_and_access_log_tell_of_the_same_requests(tmp_path, mo
     assert found["hit_percent"] > 0
     assert found["own_p50_ms"] > 0
     (page,) = told["pages"]
-    assert page.count("\n| ") == len(slo.OBJECTIVES) + 8
+    assert page.count("\n| ") == len(OBJECTIVES) + 8

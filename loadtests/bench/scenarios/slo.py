@@ -31,13 +31,12 @@ from ..rig.exposition import Exposition
 from ..rig.process import Child, memory_kib
 from ..subjects import Echo, Gateway
 from .governed import a_key
+from .objectives import CONNECTIONS, GIVEN_MIB, OF_THE_KNEE, RATE, missed, objectives, page
 
 T = TypeVar("T")
 
-RATE = 10_000
 KNEE_SHARE = 0.8
 
-_CONNECTIONS = 5000
 _WARM_S = 1.0
 _STEP = 1000
 _STEP_S = 3.0
@@ -47,51 +46,10 @@ _TRIES = 3
 _LEAST_DRAWS = 5000
 _MOST = 30_000
 _L1_MIB = 256
-#: What deploy/kubernetes/gateway.yaml gives a gateway.
-_GIVEN_MIB = 4096
 _MODELS = (("chat-large", 0.7), ("chat-small", 0.3))
 _STREAMS = "-stream"
 _CLIMB = "climb, "
 _CONNECTS = "penstock_upstream_connect_seconds"
-
-
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """One line: a figure of a run and its bound."""
-
-    name: str
-    figure: str
-    bound: float
-    least: bool = False
-
-    def met(self, found: float) -> bool:
-        """Whether a figure is on the right side."""
-        return found >= self.bound if self.least else found <= self.bound
-
-
-OBJECTIVES = (
-    *(Objective(f"hit, p{p} ms", f"hit_p{p}_ms", bound) for p, bound in ((50, 0.5), (95, 1.5), (99, 3.0))),
-    *(
-        Objective(f"miss, added, from outside, p{p} ms", f"added_p{p}_ms", bound)
-        for p, bound in ((50, 2.0), (95, 4.0), (99, 8.0))
-    ),
-    *(
-        Objective(f"miss, added, by its own histogram, p{p} ms", f"own_p{p}_ms", bound)
-        for p, bound in ((50, 2.0), (95, 4.0), (99, 8.0))
-    ),
-    Objective("answers a second", "per_s", RATE, least=True),
-    Objective("errors, %", "errors_percent", 0.1),
-    *(
-        Objective(f"connect to a backend, p{p} ms", f"connect_p{p}_ms", bound)
-        for p, bound in ((50, 20.0), (95, 80.0), (99, 150.0))
-    ),
-    Objective("hit rate, %", "hit_percent", 40.0, least=True),
-    Objective("processor of the worker's core, %", "cpu_percent", 75.0),
-    Objective(f"memory, % of {_GIVEN_MIB >> 10} GiB", "memory_percent", 80.0),
-    Objective("connections at once", "clients", _CONNECTIONS, least=True),
-)
-#: The objectives that end the climb to the knee: those on time and errors.
-_OF_THE_KNEE = ("hit_p99_ms", "added_p99_ms", "errors_percent")
 
 
 class Unusable(Exception):
@@ -123,7 +81,7 @@ class _Stand:
             f"--rate={rate}",
             f"--seconds={seconds}",
         ]
-        argv += [f"--connections={_CONNECTIONS}", f"--lap={self.lap}", f"--pid={self.gateway.workers[0]}"]
+        argv += [f"--connections={CONNECTIONS}", f"--lap={self.lap}", f"--pid={self.gateway.workers[0]}"]
         argv += [f"--warm-s={_WARM_S}"]
         self.lap += 1 + round(rate * (_WARM_S + seconds) / _LEAST_DRAWS)  # asked by nobody before
         self.gateway.without_clients()
@@ -196,7 +154,7 @@ def slo(rig: Rig) -> None:
     access_log.unlink()
     said = [note.removeprefix("slo: ") for note in rig.book.notes if note.startswith("slo: ")]
     rig.book.pages.append(
-        "\n".join([_page(rig, labels), *(f"\n* {note[0].upper()}{note[1:]}" for note in said)])
+        "\n".join([page(rig.book, labels), *(f"\n* {note[0].upper()}{note[1:]}" for note in said)])
     )
 
 
@@ -219,20 +177,12 @@ def _measure(stand: _Stand) -> list[str]:
     of_slo = (s.subject for s in rig.book.samples if s.scenario == "slo" and "per_s" in s.figures)
     labels = [label for label in dict.fromkeys(of_slo) if not label.startswith(_CLIMB)]
     for label in labels:
-        for one in _objectives(rig.book.median("slo", label, "rate")):
+        for one in objectives(rig.book.median("slo", label, "rate")):
             found = rig.book.median("slo", label, one.figure)
             (rig.book.at_least if one.least else rig.book.at_most)(
                 f"slo, {label}: {one.name}", found, one.bound
             )
     return labels
-
-
-def _objectives(rate: float) -> list[Objective]:
-    """Those of a run: at another rate than the objective's, as many answers as were asked for."""
-    return [
-        one if one.figure != "per_s" else Objective(one.name, one.figure, round(rate), least=True)
-        for one in OBJECTIVES
-    ]
 
 
 def _run(stand: _Stand, label: str, number: int, rate: float, seconds: float) -> dict[str, float]:
@@ -266,7 +216,7 @@ def _run(stand: _Stand, label: str, number: int, rate: float, seconds: float) ->
         "cpu_percent": round(100 * found["watched_cpu"], 1),
         "cpu_us": round(1e6 * found["watched_cpu"] / rate, 1),
         "connects": max(connects.below.values(), default=0),
-        "memory_percent": round(100 * _memory_mib(gateway) / _GIVEN_MIB, 1),
+        "memory_percent": round(100 * _memory_mib(gateway) / GIVEN_MIB, 1),
         "clients": clients[0],
         "generator_cpu_percent": round(100 * found["cpu"], 1),
         "waited": found["waited"],
@@ -292,8 +242,8 @@ def _knee(stand: _Stand) -> tuple[int, str]:
     book = stand.rig.book
 
     def found(label: str) -> tuple[str, float]:
-        figures = {name: book.median("slo", label, name) for name in (*_OF_THE_KNEE, "per_s")}
-        return _missed(figures), figures["per_s"]
+        figures = {name: book.median("slo", label, name) for name in (*OF_THE_KNEE, "per_s")}
+        return missed(figures), figures["per_s"]
 
     def probe(rate: int) -> tuple[str, float]:
         label = f"{_CLIMB}{rate:,}/s"
@@ -305,10 +255,6 @@ def _knee(stand: _Stand) -> tuple[int, str]:
         return found(label)
 
     return knee(RATE, *found(f"{RATE:,}/s"), probe)
-
-
-def _missed(figures: dict[str, float]) -> str:
-    return ", ".join(o.name for o in OBJECTIVES if o.figure in _OF_THE_KNEE and not o.met(figures[o.figure]))
 
 
 def knee(
@@ -360,37 +306,6 @@ def _saturate(stand: _Stand, bodies: Path) -> None:
     )
     if load.socket_errors or load.status_errors:
         rig.book.faults.append(f"slo: saturated: {load.status_errors} not 2xx, {load.socket_errors} errors")
-
-
-def _page(rig: Rig, labels: list[str]) -> str:
-    """The objectives of each run as a table in Markdown, for docs/benchmarks.md."""
-    lines = ["| objective | bound | " + " | ".join(labels) + " |", "|---|---|" + "---|" * len(labels)]
-    for one in OBJECTIVES:
-        cells = []
-        for label in labels:
-            found = rig.book.median("slo", label, one.figure)
-            bound = rig.book.median("slo", label, "rate") if one.figure == "per_s" else one.bound
-            met = found >= bound if one.least else found <= bound
-            cells.append(
-                f"{found:,.4g}" if met and found < 1000 else f"{found:,.0f}" if met else f"**{found:,.4g}**"
-            )
-        lines.append(
-            f"| {one.name} | {'≥' if one.least else '≤'} {one.bound:,g} | " + " | ".join(cells) + " |"
-        )
-    beside = {
-        "requests a second": "rate",
-        "processor of the worker for a request, µs": "cpu_us",
-        "connections opened to backends": "connects",
-        "generator: of its core, %": "generator_cpu_percent",
-        "generator: late, p99 ms": "lag_p99_ms",
-        "requests that waited for a free connection": "waited",
-        "answers shared by several that asked (COALESCED)": "coalesced",
-        "stream, whole, p99 ms": "stream_p99_ms",
-    }
-    for name, figure in beside.items():
-        cells = [f"{rig.book.median('slo', label, figure):,.4g}" for label in labels]
-        lines.append(f"| {name} | | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def _corpus(made: questions.Corpus) -> questions.Corpus:
