@@ -119,10 +119,9 @@ class Ledger:
             self._body(one.body_ns)
         if one.cache == _JOINED:
             return  # counted with the request that asked
-        if meter is not None:
-            tokens: tuple[int, int] | None = meter.tokens()
-        else:
-            tokens = usage_of(one.told) if one.told else None
+        tokens = usage_of(one.told) if one.told else None
+        if tokens is None and meter is not None:
+            tokens = meter.tokens()
         if tokens is not None:
             one.tokens = tokens
             counters = self._tokens.get(one.model)

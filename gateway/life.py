@@ -30,7 +30,7 @@ class Life:
     far_ns = 0
     #: how long its body took to come, where that took more than one await
     body_ns = 0
-    #: a backend's whole answer, of which the tokens are still to be counted
+    #: a backend's whole answer, of which the tokens are still to be counted; of streams, where ``meter`` lacks some
     told: bytes | bytearray = b""
     #: what it has cost of prompt and completion, once it is counted
     tokens: tuple[int, int] | None = None

@@ -250,8 +250,10 @@ class Sharing:
         except (Fault, ClientGone) as failure:
             if isinstance(failure, Fault):
                 life.fault = failure
-            if flight.leave_leader():  # its own client is gone, others want the rest
+            # its own client is gone; others want the rest, or there is no more to come
+            if flight.leave_leader() or flight.ended:
                 await self._finish(flight, question, errand, sent, head)
+                life.told = b"".join(flight.pieces or ())  # a meter has seen some of it at most
             raise
         return await self._finish(flight, question, errand, sent, head)
 

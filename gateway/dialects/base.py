@@ -10,6 +10,9 @@ from ..errors import Fault
 
 encode = msgspec.json.encode
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for a text that is no JSON, no UTF-8, or too deep."""
+
 
 class StreamEnd(Protocol):
     """Watches the bytes of one stream go by, whatever their chunks.

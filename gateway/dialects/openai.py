@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ..errors import Fault
-from .base import encode, openai_error
+from .base import UNREADABLE, encode, openai_error
 
 _TAIL_BYTES = 64
 _FRAME_BYTES = 4096  # of an error frame, as much is read to find its code
@@ -40,14 +40,14 @@ class OpenAI:
 
     def may_keep_stream(self, body: bytes, choices: int) -> bool:
         """``[DONE]`` after a ``finish_reason`` for every choice, and no error frame."""
+        if _DONE.search((b"\n" + body)[-_TAIL_BYTES:]) is None:
+            return False
         data = [line[5:] for line in body.splitlines() if line.startswith(b"data:")]
-        if not data or data.pop().strip() != b"[DONE]":
+        if data.pop().strip() != b"[DONE]":
             return False
         try:
-            chunks = _chunks(b"\n".join(data))
-        except msgspec.DecodeError:  # one before the end is no JSON either
-            return False
-        if len(chunks) < len(data):  # some are empty
+            chunks = list(map(_chunk, data))  # a [DONE] before the end is no JSON
+        except UNREADABLE:
             return False
         finished: dict[int, bool] = {}
         for chunk in chunks:
@@ -82,7 +82,7 @@ class _Chunk(msgspec.Struct):
     error: Any = None
 
 
-_chunks = msgspec.json.Decoder(_Chunk).decode_lines
+_chunk = msgspec.json.Decoder(_Chunk).decode
 
 #: What vLLM says of a request that it gave up, not the model (vllm/v1/engine, FinishReason).
 _UNFINISHED = frozenset({"abort", "error"})

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from ..errors import Fault, Kind
+from .base import UNREADABLE
 
 #: A longer error body is not read (bytes).
 _BODY_BYTES = 64 << 10
@@ -72,7 +73,7 @@ def _object(body: bytes | bytearray) -> dict[str, Any]:
         return {}
     try:
         answer = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return {}
     if not isinstance(answer, dict):
         return {}

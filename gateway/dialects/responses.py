@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from ..errors import Fault
-from .base import encode, openai_error
+from .base import UNREADABLE, encode, openai_error
 from .events import EventMarker, whole
 
 
@@ -47,7 +47,7 @@ class Responses:
         """A response whose ``status`` is ``completed``."""
         try:
             return _status(body).status == "completed"
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return False
 
 

@@ -20,7 +20,7 @@ from ..support.gateway import Gateway, gateway
 from ..support.lines import Answer, Line, ask, calls, holder, line_to, question
 from ..support.procs import free_port, is_running, wait_until
 from ..support.sim import Simulator, simulator
-from ..support.staged import Staged, head, staged, whole
+from ..support.staged import Staged, chunk, head, staged, whole
 from ..support.wire import request
 
 HELD = {"kind": "hang", "stage": "headers"}
@@ -208,6 +208,36 @@ def test_the_leaders_client_may_leave_and_the_others_are_answered(
     assert calls(sim) == 1
     assert ask(node.port, asked).cache == "HIT-L1"
     wait_until(lambda: node.metric("penstock_requests_total", status="499") == gone + 1)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("before", ["the head", "the end"])
+def test_a_stream_whose_leader_has_left_is_kept_and_its_tokens_are_counted(
+    node: Gateway, backend: Staged, stack: ExitStack, before: str, at_once: bool
+) -> None:
+    usage = b'{"choices":[],"usage":{"prompt_tokens":11,"total_tokens":16,"completion_tokens":5}}'
+    events = [b'{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}', usage, b"[DONE]"]
+    pieces = [head(), *(chunk(b"data: %b\n\n" % event) for event in events), chunk(b"")]
+    begun = 0 if before == "the head" else 2
+    backend.hold(*pieces[:begun], *([b"".join(pieces[begun:])] if at_once else pieces[begun:]))
+    asked = question(f"the leader leaves before {before}, {at_once}", model="staged", stream=True)
+    (first, _), tokens = workers(node), node.metric("penstock_tokens_total", model="staged")
+    leader, follower = lines(node, stack, first, 2)
+    leader.put(asked)
+    wait_until(lambda: backend.received == 1, what="the call")
+    follower.put(asked)
+    all_joined(node, 2)
+    if begun:
+        backend.go(begun)
+        for line in (leader, follower):
+            line.receive(chunks=1)
+    leader.reset()
+    all_joined(node, 1)  # and the loop has gone round: it has heard of that
+    backend.go()
+    assert follower.receive().body == b"".join(b"data: %b\n\n" % event for event in events)
+    assert ask(node.port, asked).cache == "HIT-L1"
+    assert backend.received == 1
+    wait_until(lambda: node.metric("penstock_tokens_total", model="staged") == tokens + 16, what="its tokens")
 
 
 @pytest.mark.parametrize("stage", [HELD, HELD_AMID], ids=["before the head", "amid the events"])

@@ -240,6 +240,15 @@ USAGE = '{"choices":[],"usage":{"total_tokens":3}}'
         (_chat(_delta(finish="stop"), "{not json"), 1, False),
         (_chat(_delta(finish="stop")) + _chat(_delta(finish="stop")), 1, False),
         (_chat('{"choices":[{"index":"0"}]}', _delta(finish="stop")), 1, False),
+        (_chat(_delta(finish="stop") * 2), 1, False),
+        (_chat(_delta(finish="stop") * 2, ""), 1, False),
+        (_chat(_delta(finish="stop") + "{\ndata: }"), 1, False),
+        (_chat('{"x":1\ndata: }' + _delta(finish="stop")), 1, False),
+        (_chat(_delta(finish="stop"), '{"x":' + "[" * 5000 + "]" * 5000 + "}"), 1, False),
+        (_chat(_delta(finish="stop")).replace(b"stop", b"st\xffop"), 1, False),
+        # a relay would not take them for whole
+        (_chat(_delta(finish="stop")).replace(b"data: [DONE]", b"data:  [DONE]"), 1, False),
+        (_chat(_delta(finish="stop")) + b": " + b"x" * 100 + b"\n\n", 1, False),
     ],
 )
 def test_a_chat_stream_is_kept_when_every_choice_finished(body: bytes, choices: int, kept: bool) -> None:
