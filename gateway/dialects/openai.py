@@ -40,7 +40,7 @@ class OpenAI:
 
     def may_keep_stream(self, body: bytes, choices: int) -> bool:
         """``[DONE]`` after a ``finish_reason`` for every choice, and no error frame."""
-        if _DONE.search((b"\n" + body)[-_TAIL_BYTES:]) is None:
+        if _DONE.search((b"\n" + body[-_TAIL_BYTES:])[-_TAIL_BYTES:]) is None:
             return False
         data = [line[5:] for line in body.splitlines() if line.startswith(b"data:")]
         if data.pop().strip() != b"[DONE]":

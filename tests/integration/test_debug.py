@@ -57,10 +57,12 @@ def load(gate, tmp_path):
     )
     # of sixteen connections each worker has some
     wrk = subprocess.Popen(["wrk", "-t1", "-c16", "-d30s", "-s", str(script), url], stdout=subprocess.DEVNULL)
-    wait_until(lambda: _busy(gate), 10, "its load on both workers")
-    yield
-    wrk.kill()
-    wrk.wait()
+    try:
+        wait_until(lambda: _busy(gate), 10, "its load on both workers")
+        yield
+    finally:
+        wrk.kill()
+        wrk.wait()
 
 
 def _busy(gate):
